@@ -1,0 +1,271 @@
+"""Every configuration key, once: its default, its meaning with unit, and what values are right.
+
+A recipe in ``configs/`` starts from :func:`default_config` and overrides. :func:`validate` checks a resolved config and
+returns one line per problem; nothing else in the code base checks configuration values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from intellect_jax import config_rules
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key. ``check`` returns what would be right, or None when the value is fine."""
+
+    default: Any
+    doc: str
+    check: Callable[[Any], str | None] | None = None
+
+
+def at_least(low) -> Callable[[Any], str | None]:
+    return lambda value: None if value >= low else f"at least {low}"
+
+
+def between(low, high) -> Callable[[Any], str | None]:
+    return lambda value: None if low <= value <= high else f"between {low} and {high}"
+
+
+def above(low) -> Callable[[Any], str | None]:
+    return lambda value: None if value > low else f"greater than {low}"
+
+
+def one_of(*choices) -> Callable[[Any], str | None]:
+    return lambda value: None if value in choices else "one of " + ", ".join(map(str, choices))
+
+
+def increasing(value) -> str | None:
+    good = len(value) > 0 and all(isinstance(v, int) and v > 0 for v in value) and tuple(sorted(value)) == tuple(value)
+    return None if good else "a tuple of increasing positive integers"
+
+
+def env(name: str, ratio: float = 1.0, **args: Any) -> dict[str, Any]:
+    """One entry of ``config.envs``: the package's name, its share of the prompts, arguments of load_environment."""
+    return {"name": name, "ratio": ratio, "args": args}
+
+
+SCHEMA: dict[str, Any] = {
+    "seed": Key(0, "seed of every random stream of the run", at_least(0)),
+    "run": {
+        "name": Key("", "run directory's name; empty: <config>-seed<seed>"),
+        "root": Key("runs", "folder that holds run directories"),
+    },
+    "model": {
+        "path": Key("", "Hugging Face folder or id to start from; empty: fresh weights of the shape below"),
+        "family": Key("glm4_moe", "architecture of fresh weights (a Hugging Face model_type)", one_of("glm4_moe")),
+        "vocab_size": Key(0, "rows of the embedding; 0: the tokenizer's size", at_least(0)),
+        "hidden_size": Key(128, "width of the residual stream", at_least(1)),
+        "num_hidden_layers": Key(4, "decoder layers", at_least(1)),
+        "num_attention_heads": Key(4, "query heads", at_least(1)),
+        "num_key_value_heads": Key(2, "key/value heads", at_least(1)),
+        "head_dim": Key(32, "width of one head", at_least(2)),
+        "intermediate_size": Key(384, "width of dense MLPs", at_least(1)),
+        "moe_intermediate_size": Key(128, "width of one expert", at_least(1)),
+        "n_routed_experts": Key(16, "routed experts per MoE layer", at_least(1)),
+        "num_experts_per_tok": Key(2, "experts a token visits", at_least(1)),
+        "n_shared_experts": Key(1, "experts every token visits", at_least(0)),
+        "first_k_dense_replace": Key(1, "leading layers with a dense MLP", at_least(0)),
+        "n_group": Key(1, "groups of experts for grouped routing", at_least(1)),
+        "topk_group": Key(1, "groups a token may choose experts from", at_least(1)),
+        "norm_topk_prob": Key(True, "renormalise the chosen experts' weights to sum to 1"),
+        "routed_scaling_factor": Key(1.0, "factor on the routed experts' weights", above(0)),
+        "attention_bias": Key(True, "bias on the query, key and value projections"),
+        "use_qk_norm": Key(False, "RMSNorm on queries and keys, per head"),
+        "partial_rotary_factor": Key(0.5, "share of head_dim that RoPE rotates", between(0.0, 1.0)),
+        "rope_theta": Key(10000.0, "RoPE base", above(0)),
+        "rms_norm_eps": Key(1e-5, "epsilon of every RMSNorm", above(0)),
+        "tie_word_embeddings": Key(False, "share embedding and head"),
+        "max_position_embeddings": Key(512, "longest context the config file announces, tokens", at_least(1)),
+        "initializer_range": Key(0.02, "standard deviation of fresh weights", above(0)),
+        "compute_dtype": Key("bfloat16", "dtype of activations", one_of("bfloat16", "float32")),
+    },
+    "tokenizer": {
+        "path": Key("", "tokenizer folder or id; empty: model.path's, or a character tokenizer for fresh weights"),
+    },
+    "envs": Key((), "environments: a tuple of config.env(name, ratio=…, **arguments)"),
+    "algorithm": {
+        "advantage": Key("group_mean", "how rewards become advantages", one_of("group_mean", "group_std")),
+        "losses": Key(("icepop",), "RL losses compiled into the step; a segment's loss_id picks one"),
+        "icepop": {
+            "alpha": Key(0.5, "lowest trainer/sampler ratio that still trains", between(0.0, 1.0)),
+            "beta": Key(5.0, "highest trainer/sampler ratio that still trains", at_least(1.0)),
+            "rollout_floor": Key(1e-5, "a token whose ratio is lower drops its whole rollout", at_least(0.0)),
+        },
+        "dppo": {
+            "delta": Key(0.2, "largest |p - q| towards which a token still trains", above(0)),
+            "kl_coef": Key(1e-3, "weight of (log r)^2", at_least(0.0)),
+        },
+        "ce_coef": Key(0.0, "weight of a cross-entropy term during RL (0: none)", at_least(0.0)),
+        "ref_kl_coef": Key(0.0, "weight of the KL to a reference policy during RL (0: none)", at_least(0.0)),
+    },
+    "sft": {
+        "steps": Key(0, "supervised steps before RL (0: none)", at_least(0)),
+        "data": Key("", "JSONL, Parquet, or tfds:<name>/<split> with prompt/completion or messages"),
+        "learning_rate": Key(1e-3, "peak learning rate", above(0)),
+        "warmup_steps": Key(10, "steps of linear warm-up", at_least(0)),
+        "decay_steps": Key(0, "last steps over which the rate falls linearly to 0 (0: constant)", at_least(0)),
+    },
+    "trainer": {
+        "max_steps": Key(100, "RL steps in all", at_least(0)),
+        "optimizer": {
+            "learning_rate": Key(1e-6, "peak learning rate", above(0)),
+            "warmup_steps": Key(0, "steps of linear warm-up", at_least(0)),
+            "schedule": Key("constant", "after warm-up", one_of("constant", "linear", "cosine")),
+            "b1": Key(0.9, "Adam's first-moment decay", between(0.0, 1.0)),
+            "b2": Key(0.95, "Adam's second-moment decay", between(0.0, 1.0)),
+            "eps": Key(1e-8, "Adam's epsilon", above(0)),
+            "weight_decay": Key(0.0, "decoupled decay of matrices (not norms, biases)", at_least(0.0)),
+            "clip_norm": Key(1.0, "largest global gradient norm", above(0)),
+        },
+        "seq_buckets": Key((256,), "row lengths a batch may have, tokens; each compiles once", increasing),
+        "microbatch_buckets": Key((4,), "microbatches a batch may have; each compiles once", increasing),
+        "rows": Key(8, "rows in one microbatch", at_least(1)),
+        "remat": Key(False, "recompute each layer's activations in the backward pass"),
+        "router_replay": Key(True, "use the experts that the sampler chose for each token"),
+        "platform": Key("", "JAX platform of the trainer; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
+        "batch_timeout": Key(600.0, "longest wait for a batch without a sign of life, seconds", above(0)),
+    },
+    "parallel": {
+        "data": Key(1, "replicas of the fully sharded groups (-1: what is left)", at_least(-1)),
+        "fsdp": Key(-1, "devices over which parameters and batch are sharded (-1: what is left)", at_least(-1)),
+        "expert": Key(1, "devices over which experts are sharded", at_least(-1)),
+        "context": Key(1, "devices over which a sequence is sharded", at_least(-1)),
+        "tensor": Key(1, "devices over which heads and MLP width are sharded", at_least(-1)),
+    },
+    "orchestrator": {
+        "batch_size": Key(128, "rollouts per trainer step", at_least(1)),
+        "group_size": Key(16, "rollouts per prompt", at_least(2)),
+        "max_off_policy_steps": Key(8, "hard bound on a token's staleness, versions", at_least(0)),
+        "max_inflight_groups": Key(16, "groups generating at once", at_least(1)),
+        "queue_size": Key(1, "packed batches waiting for the trainer", at_least(1)),
+        "max_new_tokens": Key(32, "longest answer, tokens a turn", at_least(1)),
+        "max_turns": Key(1, "longest conversation, model turns", at_least(1)),
+        "temperature": Key(1.0, "sampling temperature of training rollouts", above(0)),
+        "max_attempts": Key(3, "tries of one generation or one environment call", at_least(1)),
+        "address": Key("", "where trainers fetch batches, tcp://host:port; empty: chosen at start"),
+    },
+    "eval": {
+        "every": Key(0, "RL steps between evaluations (0: only before and after)", at_least(0)),
+        "prompts": Key(256, "held-out prompts of one evaluation", at_least(1)),
+        "temperature": Key(0.0, "sampling temperature (0: greedy)", at_least(0.0)),
+    },
+    "environments": {
+        "workers": Key(1, "environment worker processes", at_least(1)),
+        "timeout": Key(60.0, "longest environment call, seconds", above(0)),
+        "address": Key("", "where workers find the orchestrator, tcp://host:port; empty: chosen at start"),
+    },
+    "sampler": {
+        "backend": Key("jax", "rollout engine", one_of("jax", "vllm")),
+        "python": Key("", "interpreter of the vLLM environment (backend vllm)"),
+        "num_servers": Key(1, "servers that the launcher starts", at_least(1)),
+        "urls": Key((), "base URLs of the fleet; empty: chosen at start"),
+        "slots": Key(64, "requests that decode together (JAX engine)", at_least(1)),
+        "max_len": Key(64, "longest prompt plus answer, tokens (JAX engine)", at_least(2)),
+        "prefill_buckets": Key((32, 64), "padded prompt lengths, tokens; each compiles once", increasing),
+        "prefill_rows": Key(16, "prompts prefilled together", at_least(1)),
+        "decode_steps": Key(1, "tokens decoded per host round trip", at_least(1)),
+        "on_update": Key("reprefill", "running requests at a weight update", one_of("reprefill", "keep_kv", "wait")),
+        "request_timeout": Key(120.0, "longest generation request, seconds", above(0)),
+        "platform": Key("", "JAX platform of the sampler; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
+        "dtype": Key("bfloat16", "dtype the sampler computes in", one_of("bfloat16", "float32")),
+    },
+    "weights": {
+        "dtype": Key("bfloat16", "dtype of published weights", one_of("bfloat16", "float32")),
+        "keep": Key(4, "published versions kept on disk", at_least(2)),
+    },
+    "checkpoint": {
+        "every": Key(50, "RL steps between checkpoints (0: only at the end)", at_least(0)),
+        "keep": Key(2, "checkpoints kept", at_least(1)),
+    },
+    "export": {
+        "enabled": Key(True, "write a Hugging Face folder when the run ends"),
+        "dtype": Key("bfloat16", "dtype of exported weights", one_of("bfloat16", "float32")),
+    },
+    "launch": {
+        "threads": Key(0, "CPU threads of each JAX process (0: JAX's own choice)", at_least(0)),
+        "start_timeout": Key(300.0, "longest start of one role, seconds", above(0)),
+    },
+}
+
+
+def walk(schema: dict[str, Any] = SCHEMA, prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """Yields (dotted name, Key) for every key, in order."""
+    for name, node in schema.items():
+        if isinstance(node, Key):
+            yield prefix + name, node
+        else:
+            yield from walk(node, f"{prefix}{name}.")
+
+
+def default_config() -> ConfigDict:
+    """The whole configuration with every default; unknown keys raise on assignment."""
+
+    def build(schema: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.default if isinstance(v, Key) else build(v) for k, v in schema.items()}
+
+    return ConfigDict(build(SCHEMA), convert_dict=True)
+
+
+def get(config: ConfigDict, dotted: str) -> Any:
+    """The value under a dotted name."""
+    for part in dotted.split("."):
+        config = config[part]
+    return config
+
+
+def validate(config: ConfigDict) -> list[str]:
+    """One line per problem of a resolved config: key, value, and what would be right; empty when it is fine."""
+    problems = []
+    for name, key in walk():
+        value = get(config, name)
+        right = key.check(value) if key.check else None
+        if right:
+            problems.append(f"{name}={value!r}: must be {right}")
+    return problems or config_rules.cross_key_problems(config)
+
+
+def to_plain(value: Any) -> Any:
+    """ConfigDicts as dicts and tuples as lists: what JSON can hold."""
+    if isinstance(value, (ConfigDict, dict)):
+        return {k: to_plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(v) for v in value]
+    return value
+
+
+def from_plain(plain: dict[str, Any]) -> ConfigDict:
+    """The inverse of :func:`to_plain` over :func:`default_config`; raises KeyError on an unknown key."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    def merge(into: ConfigDict, values: dict[str, Any]) -> None:
+        for k, v in values.items():
+            if isinstance(into[k], ConfigDict):
+                merge(into[k], v)
+            else:
+                into[k] = tuples(v)
+
+    config = default_config()
+    merge(config, plain)
+    return config
+
+
+__all__ = [
+    "SCHEMA",
+    "Key",
+    "config_dict",
+    "default_config",
+    "env",
+    "from_plain",
+    "get",
+    "to_plain",
+    "validate",
+    "walk",
+]

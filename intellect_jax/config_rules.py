@@ -1,0 +1,112 @@
+"""Rules that tie several configuration keys together, as one table: (keys, when it is broken, what would be right)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+
+from ml_collections import ConfigDict
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``broken(config)`` is true where the combination cannot work; ``right`` says what would."""
+
+    keys: tuple[str, ...]
+    broken: Callable[[ConfigDict], bool]
+    right: str
+
+
+def _microbatches_needed(config: ConfigDict) -> int:
+    """Microbatches that the largest possible batch needs when every rollout has sampler.max_len tokens."""
+    per_row = max(config.trainer.seq_buckets) // config.sampler.max_len
+    return ceil(config.orchestrator.batch_size / max(per_row, 1) / config.trainer.rows)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        ("orchestrator.batch_size", "orchestrator.group_size"),
+        lambda c: c.orchestrator.batch_size % c.orchestrator.group_size != 0,
+        "batch_size must be a multiple of group_size",
+    ),
+    Rule(
+        ("sampler.max_len", "orchestrator.max_new_tokens"),
+        lambda c: c.orchestrator.max_new_tokens >= c.sampler.max_len,
+        "max_len must exceed max_new_tokens, or no prompt fits",
+    ),
+    Rule(
+        ("sampler.prefill_buckets", "sampler.max_len"),
+        lambda c: max(c.sampler.prefill_buckets) != c.sampler.max_len,
+        "the largest prefill bucket must equal max_len, so that a running request can be recomputed",
+    ),
+    Rule(
+        ("trainer.seq_buckets", "sampler.max_len"),
+        lambda c: max(c.trainer.seq_buckets) < c.sampler.max_len,
+        "the largest row must hold the longest rollout",
+    ),
+    Rule(
+        ("trainer.microbatch_buckets", "trainer.rows", "orchestrator.batch_size", "sampler.max_len"),
+        lambda c: max(c.trainer.microbatch_buckets) < _microbatches_needed(c),
+        "a batch of the longest rollouts must fit: raise the largest microbatch bucket, rows or seq_buckets",
+    ),
+    Rule(
+        ("model.num_attention_heads", "model.num_key_value_heads"),
+        lambda c: not c.model.path and c.model.num_attention_heads % c.model.num_key_value_heads != 0,
+        "query heads must be a multiple of key/value heads",
+    ),
+    Rule(
+        ("model.n_routed_experts", "model.n_group"),
+        lambda c: not c.model.path and c.model.n_routed_experts % c.model.n_group != 0,
+        "experts must divide evenly into groups",
+    ),
+    Rule(
+        ("model.topk_group", "model.n_group"),
+        lambda c: not c.model.path and c.model.topk_group > c.model.n_group,
+        "topk_group must be at most n_group",
+    ),
+    Rule(
+        ("model.num_experts_per_tok", "model.n_routed_experts", "model.n_group", "model.topk_group"),
+        lambda c: (
+            not c.model.path
+            and c.model.num_experts_per_tok > c.model.n_routed_experts // c.model.n_group * c.model.topk_group
+        ),
+        "a token cannot visit more experts than its groups hold",
+    ),
+    Rule(
+        ("model.first_k_dense_replace", "model.num_hidden_layers"),
+        lambda c: not c.model.path and c.model.first_k_dense_replace > c.model.num_hidden_layers,
+        "at most every layer can be dense",
+    ),
+    Rule(
+        ("sft.steps", "sft.data"),
+        lambda c: c.sft.steps > 0 and not c.sft.data,
+        "supervised steps need data",
+    ),
+    Rule(
+        ("trainer.max_steps", "envs"),
+        lambda c: c.trainer.max_steps > 0 and not c.envs,
+        "RL needs at least one environment, e.g. config.envs = (env('reverse_text'),)",
+    ),
+    Rule(
+        ("sampler.backend", "sampler.python", "sampler.urls"),
+        lambda c: c.sampler.backend == "vllm" and not (c.sampler.python or c.sampler.urls),
+        "vllm needs the interpreter of its own environment (`make vllm`), or the URLs of running servers",
+    ),
+)
+
+
+def cross_key_problems(config: ConfigDict) -> list[str]:
+    """One line per broken rule."""
+    lines = []
+    for rule in RULES:
+        if rule.broken(config):
+            values = ", ".join(f"{key}={_get(config, key)!r}" for key in rule.keys)
+            lines.append(f"{values}: {rule.right}")
+    return lines
+
+
+def _get(config: ConfigDict, dotted: str):
+    for part in dotted.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,36 @@
+"""Grouped-query attention over packed rows and over a key/value cache; softmax in float32.
+
+Shape suffixes: B batch, S queries, T keys, K key/value heads, G query heads per key/value head, C head width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def packed_mask(segment_ids: Int[Array, "b s"]) -> Bool[Array, "b s s"]:
+    """True where a token may look: itself and earlier tokens of its own segment. Padding (segment 0) sees padding."""
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return jnp.logical_and(same, jnp.tril(jnp.ones(same.shape[-2:], bool)))
+
+
+def cache_mask(positions: Int[Array, "b s"], max_len: int) -> Bool[Array, "b s t"]:
+    """True on the cache entries that a query at ``positions`` may see: its own and all before it."""
+    return jnp.arange(max_len)[None, None, :] <= positions[:, :, None]
+
+
+def attend(
+    q: Float[Array, "b s h c"],
+    k: Float[Array, "b t k c"],
+    v: Float[Array, "b t k c"],
+    mask: Bool[Array, "b s t"],
+) -> Float[Array, "b s h c"]:
+    """softmax(q k / sqrt(C)) v with ``mask``; every query must see at least one key."""
+    b, s, h, c = q.shape
+    grouped = q.reshape(b, s, k.shape[2], -1, c)
+    scores = jnp.einsum("bskgc,btkc->bkgst", grouped, k, preferred_element_type=jnp.float32) * c**-0.5
+    scores = jnp.where(mask[:, None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgst,btkc->bskgc", weights, v).reshape(b, s, h, c)

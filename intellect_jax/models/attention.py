@@ -1,0 +1,46 @@
+"""Grouped-query self-attention with optional biases, QK norm and partial RoPE (HF: Glm4MoeAttention)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from intellect_jax.kernels.attention import attend
+from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.layers import Linear, RMSNorm
+from intellect_jax.models.rope import rotate
+
+
+class Attention(nnx.Module):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        d, h, kv, c = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+        bias = 2 if cfg.attention_bias else 0
+        std = cfg.initializer_range
+        self.q = Linear(rngs, (d, h, c), ("embed", "heads", "head_dim"), std, bias)
+        self.k = Linear(rngs, (d, kv, c), ("embed", "kv_heads", "head_dim"), std, bias)
+        self.v = Linear(rngs, (d, kv, c), ("embed", "kv_heads", "head_dim"), std, bias)
+        self.o = Linear(rngs, (h, c, d), ("heads", "head_dim", "embed"), std, contract=2)
+        if cfg.use_qk_norm:
+            self.q_norm = RMSNorm(c, cfg.rms_norm_eps)
+            self.k_norm = RMSNorm(c, cfg.rms_norm_eps)
+
+    def qkv(self, x: Float[Array, "b s d"], cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+        """Rotated queries [B, S, H, C], rotated keys and values [B, S, K, C]."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def packed(self, x, cos, sin, mask) -> tuple[Array, tuple[Array, Array]]:
+        """Attention within ``x`` under ``mask`` [B, S, S]; also the keys and values for a cache."""
+        q, k, v = self.qkv(x, cos, sin)
+        return self.o(attend(q, k, v, mask)), (k, v)
+
+    def cached(self, x, cos, sin, mask, cache_k, cache_v, layer, positions) -> tuple[Array, Array, Array]:
+        """One new token a slot: writes its key and value into cache [layers, B, T, K, C] and attends over the slot."""
+        q, k, v = self.qkv(x, cos, sin)
+        slots = jnp.arange(x.shape[0])
+        cache_k = cache_k.at[layer, slots, positions].set(k[:, 0].astype(cache_k.dtype))
+        cache_v = cache_v.at[layer, slots, positions].set(v[:, 0].astype(cache_v.dtype))
+        return self.o(attend(q, cache_k[layer], cache_v[layer], mask)), cache_k, cache_v

@@ -1,0 +1,74 @@
+"""Mixture of experts with a sigmoid router, as in GLM-4.5 (HF: Glm4MoeMoE, after DeepSeek-V3, arXiv 2412.19437, section 2.1)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from intellect_jax.kernels.grouped_matmul import expert_mlp
+from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.layers import MLP, constant, param
+
+
+class Router(nnx.Module):
+    """Chooses experts in float32: sigmoid scores, a bias that counts for selection only, grouped top-k."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.kernel = param(rngs, (cfg.hidden_size, cfg.n_routed_experts), ("embed", "router"), cfg.initializer_range)
+        self.bias = constant(0.0, (cfg.n_routed_experts,), ("router",))
+        self.cfg = cfg
+
+    def __call__(
+        self, x: Float[Array, "t d"], replay: Int[Array, "t k"] | None
+    ) -> tuple[Int[Array, "t k"], Float[Array, "t k"]]:
+        """Expert ids and weights; where ``replay`` is not -1 its experts are taken, weighted by today's scores."""
+        cfg = self.cfg
+        scores = jax.nn.sigmoid(x.astype(jnp.float32) @ self.kernel.get_value())
+        ids = self._select(jax.lax.stop_gradient(scores) + jax.lax.stop_gradient(self.bias.get_value()))
+        if replay is not None:
+            ids = jnp.where(replay >= 0, replay.astype(ids.dtype), ids)
+        weights = jnp.take_along_axis(scores, ids, axis=-1)
+        if cfg.norm_topk_prob:
+            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+        return ids, weights * cfg.routed_scaling_factor
+
+    def _select(self, choice: Float[Array, "t e"]) -> Int[Array, "t k"]:
+        cfg = self.cfg
+        if cfg.n_group > 1:  # keep the groups whose two best experts sum highest
+            grouped = choice.reshape(*choice.shape[:-1], cfg.n_group, -1)
+            group_scores = jax.lax.top_k(grouped, 2)[0].sum(axis=-1)
+            kept = jax.lax.top_k(group_scores, cfg.topk_group)[1]
+            allowed = jax.nn.one_hot(kept, cfg.n_group, dtype=bool).any(axis=-2)
+            choice = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(choice.shape)
+        return jax.lax.top_k(choice, cfg.num_experts_per_tok)[1]
+
+
+class Experts(nnx.Module):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        e, d, f, std = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size, cfg.initializer_range
+        self.gate = param(rngs, (e, d, f), ("expert", "embed", "expert_mlp"), std)
+        self.up = param(rngs, (e, d, f), ("expert", "embed", "expert_mlp"), std)
+        self.down = param(rngs, (e, f, d), ("expert", "expert_mlp", "embed"), std)
+
+
+class MoE(nnx.Module):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.router = Router(cfg, rngs)
+        self.experts = Experts(cfg, rngs)
+        if cfg.n_shared_experts:
+            width = cfg.n_shared_experts * cfg.moe_intermediate_size
+            self.shared = MLP(rngs, cfg.hidden_size, width, cfg.initializer_range)
+
+    def __call__(
+        self, x: Float[Array, "b s d"], replay: Int[Array, "b s k"] | None
+    ) -> tuple[Float[Array, "b s d"], Int[Array, "b s k"]]:
+        """Routed plus shared experts' output, and the experts chosen."""
+        flat = x.reshape(-1, x.shape[-1])
+        ids, weights = self.router(flat, None if replay is None else replay.reshape(flat.shape[0], -1))
+        kernels = (w.get_value().astype(x.dtype) for w in (self.experts.gate, self.experts.up, self.experts.down))
+        y = expert_mlp(flat, ids, weights, *kernels).reshape(x.shape)
+        if hasattr(self, "shared"):
+            y = y + self.shared(x)
+        return y, ids.reshape(*x.shape[:-1], -1).astype(jnp.int16)

@@ -1,0 +1,217 @@
+"""The policy: embedding, scanned decoder layers, head; as plain functions of a parameter dict.
+
+NNX modules define the parameters and their logical axes. Outside this file parameters are a nested dict of arrays, with
+layers stacked on their first axis: ``dense_layers`` then ``moe_layers``, so that 46 layers compile as fast as 2.
+
+Shape suffixes: B batch, S sequence, D embed, V vocabulary, L MoE layers, N all layers, K key/value heads, C head width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from intellect_jax.kernels.attention import cache_mask, packed_mask
+from intellect_jax.models.attention import Attention
+from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.layers import MLP, Linear, RMSNorm, param, rms_norm
+from intellect_jax.models.moe import MoE
+from intellect_jax.models.rope import rotation
+
+Params = dict[str, Any]
+
+
+class Forward(NamedTuple):
+    hidden: Float[Array, "b s d"]  # after the final norm
+    routed_experts: Int[Array, "b s l k"]  # int16
+    kv: tuple[Array, Array]  # keys (rotated) and values, each [N, B, S, K, C]
+
+
+class Cache(NamedTuple):
+    k: Float[Array, "n b t kv c"]
+    v: Float[Array, "n b t kv c"]
+
+
+class DecoderLayer(nnx.Module):
+    """x + attention(norm x), then x + mlp(norm x), with a dense or a mixture-of-experts MLP."""
+
+    def __init__(self, cfg: ModelConfig, moe: bool, rngs: nnx.Rngs):
+        self.input_norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, "embed_norm")
+        self.attention = Attention(cfg, rngs)
+        self.post_norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, "embed_norm")
+        if moe:
+            self.moe = MoE(cfg, rngs)
+        else:
+            self.mlp = MLP(rngs, cfg.hidden_size, cfg.intermediate_size, cfg.initializer_range)
+
+    def feed_forward(self, x, replay):
+        """The MLP half; expert ids are None in a dense layer."""
+        normed = self.post_norm(x)
+        if hasattr(self, "mlp"):
+            return x + self.mlp(normed), None
+        y, ids = self.moe(normed, replay)
+        return x + y, ids
+
+
+class Transformer(nnx.Module):
+    """Parameters only: the computation is in :func:`forward`, :func:`decode` and :func:`logits`."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        std = cfg.initializer_range
+        self.embed = nnx.Dict(weight=param(rngs, (cfg.vocab_size, cfg.hidden_size), ("vocab", "embed"), std))
+        for name, count, moe in _stacks(cfg):
+            setattr(self, name, _stacked_layers(cfg, count, moe, rngs))
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, "embed_norm")
+        if not cfg.tie_word_embeddings:
+            self.head = Linear(rngs, (cfg.hidden_size, cfg.vocab_size), ("embed", "vocab"), std)
+
+
+def _stacks(cfg: ModelConfig) -> list[tuple[str, int, bool]]:
+    stacks = [("dense_layers", cfg.num_dense_layers, False), ("moe_layers", cfg.num_moe_layers, True)]
+    return [stack for stack in stacks if stack[1] > 0]
+
+
+def _stacked_layers(cfg: ModelConfig, count: int, moe: bool, rngs: nnx.Rngs) -> DecoderLayer:
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    def build(rngs: nnx.Rngs) -> DecoderLayer:
+        return DecoderLayer(cfg, moe, rngs)
+
+    return build(rngs)
+
+
+@lru_cache(maxsize=16)
+def _definition(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    with nnx.use_eager_sharding(False):  # no mesh yet: the axes are metadata until parallel/ reads them
+        return nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
+
+
+@lru_cache(maxsize=16)
+def _layer_definition(cfg: ModelConfig, moe: bool) -> tuple[nnx.GraphDef, nnx.State]:
+    with nnx.use_eager_sharding(False):
+        return nnx.split(nnx.eval_shape(lambda: DecoderLayer(cfg, moe, nnx.Rngs(0))))
+
+
+def _layer(cfg: ModelConfig, moe: bool, params: Params) -> DecoderLayer:
+    graphdef, state = _layer_definition(cfg, moe)
+    return nnx.merge(graphdef, _filled(state, params))
+
+
+def _filled(state: nnx.State, params: Params) -> nnx.State:
+    return nnx.map_state(lambda path, leaf: leaf.replace(_at(params, path)), state)
+
+
+def _at(tree: Any, path: tuple) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def init_params(cfg: ModelConfig, seed: int) -> Params:
+    """Fresh float32 parameters: normal(0, initializer_range), norms 1, biases 0."""
+
+    def build() -> Params:
+        with nnx.use_eager_sharding(False):
+            return nnx.to_pure_dict(nnx.state(Transformer(cfg, nnx.Rngs(params=seed))))
+
+    return jax.jit(build)()
+
+
+def abstract_params(cfg: ModelConfig) -> Params:
+    """The parameter tree as jax.ShapeDtypeStruct."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(_definition(cfg)[1]))
+
+
+def param_axes(cfg: ModelConfig) -> Params:
+    """The parameter tree with a tuple of logical axis names for each array."""
+    specs = nnx.to_pure_dict(nnx.get_partition_spec(_definition(cfg)[1]))
+    return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+
+
+def forward(
+    params: Params,
+    cfg: ModelConfig,
+    tokens: Int[Array, "b s"],
+    positions: Int[Array, "b s"],
+    segment_ids: Int[Array, "b s"],
+    *,
+    compute_dtype: jnp.dtype = jnp.float32,
+    replay: Int[Array, "b s l k"] | None = None,
+    remat: bool = False,
+) -> Forward:
+    """Runs packed rows. ``replay`` fixes each token's experts where it is not -1."""
+    x = params["embed"]["weight"].astype(compute_dtype)[tokens]
+    cos_sin = rotation(positions, cfg.rotary_dim, cfg.rope_theta)
+    mask = packed_mask(segment_ids)
+    ids, kv = [], []
+    for name, count, moe in _stacks(cfg):
+        body = partial(_packed_layer, cfg, moe, *cos_sin, mask)
+        per_layer = jnp.moveaxis(replay, 2, 0) if moe and replay is not None else None
+        scanned = jax.checkpoint(body, prevent_cse=False) if remat else body
+        x, (layer_ids, layer_kv) = jax.lax.scan(scanned, x, (params[name], per_layer), length=count)
+        kv.append(layer_kv)
+        if moe:
+            ids.append(jnp.moveaxis(layer_ids, 0, 2))
+    routed = ids[0] if ids else jnp.zeros((*tokens.shape, 0, cfg.num_experts_per_tok), jnp.int16)
+    hidden = rms_norm(x, params["norm"]["scale"], cfg.rms_norm_eps)
+    return Forward(hidden, routed, jax.tree.map(lambda *a: jnp.concatenate(a), *kv))
+
+
+def _packed_layer(cfg, moe, cos, sin, mask, x, layer):
+    params, replay = layer
+    block = _layer(cfg, moe, params)
+    attended, kv = block.attention.packed(block.input_norm(x), cos, sin, mask)
+    x, ids = block.feed_forward(x + attended, replay)
+    return x, (ids, kv)
+
+
+def init_cache(cfg: ModelConfig, slots: int, max_len: int, dtype: jnp.dtype) -> Cache:
+    shape = (cfg.num_hidden_layers, slots, max_len, cfg.num_key_value_heads, cfg.head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def decode(
+    params: Params,
+    cfg: ModelConfig,
+    cache: Cache,
+    tokens: Int[Array, " b"],
+    positions: Int[Array, " b"],
+    *,
+    compute_dtype: jnp.dtype = jnp.float32,
+) -> tuple[Float[Array, "b d"], Cache, Int[Array, "b l k"]]:
+    """One token in every slot: writes the cache at ``positions`` and attends to entries up to there."""
+    x = params["embed"]["weight"].astype(compute_dtype)[tokens][:, None]
+    cos_sin = rotation(positions[:, None], cfg.rotary_dim, cfg.rope_theta)
+    mask = cache_mask(positions[:, None], cache.k.shape[2])
+    first, ids = 0, []
+    for name, count, moe in _stacks(cfg):
+        body = partial(_cached_layer, cfg, moe, *cos_sin, mask, positions)
+        indices = first + jnp.arange(count)
+        (x, *kv), layer_ids = jax.lax.scan(body, (x, *cache), (params[name], indices), length=count)
+        cache, first = Cache(*kv), first + count
+        if moe:
+            ids.append(jnp.moveaxis(layer_ids, 0, 1))
+    routed = ids[0] if ids else jnp.zeros((tokens.shape[0], 0, cfg.num_experts_per_tok), jnp.int16)
+    hidden = rms_norm(x, params["norm"]["scale"], cfg.rms_norm_eps)
+    return hidden[:, 0], cache, routed
+
+
+def _cached_layer(cfg, moe, cos, sin, mask, positions, carry, layer):
+    (x, cache_k, cache_v), (params, index) = carry, layer
+    block = _layer(cfg, moe, params)
+    attended, cache_k, cache_v = block.attention.cached(
+        block.input_norm(x), cos, sin, mask, cache_k, cache_v, index, positions
+    )
+    x, ids = block.feed_forward(x + attended, None)
+    return (x, cache_k, cache_v), None if ids is None else ids[:, 0]
+
+
+def logits(params: Params, cfg: ModelConfig, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+    """Float32 logits of final hidden states."""
+    kernel = params["embed"]["weight"].T if cfg.tie_word_embeddings else params["head"]["kernel"]
+    return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
