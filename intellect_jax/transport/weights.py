@@ -1,0 +1,186 @@
+"""The weight store: a folder of published policy versions, each a manifest beside safetensors files.
+
+    <folder>/v<lineage>-<number>/manifest.json
+    <folder>/v<lineage>-<number>/weights-00000.safetensors
+
+A version's folder appears whole, by rename. Whoever reads it checks the hash of every piece before using any tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from intellect_jax.transport import safetensors_file
+from intellect_jax.types import Manifest, Piece, TensorEntry, Version
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+MAX_FILE_BYTES = 4 << 30  # what a publisher holds in memory at once
+_FOLDER = re.compile(r"v(\d+)-(\d+)")
+
+
+class WeightError(Exception):
+    """A published version that must not be used: damaged, incomplete, or gone."""
+
+
+class WeightStore:
+    """Published versions under ``folder``; one process publishes, any number read.
+
+    ``keep``: how many versions stay on disk, the newest first.
+    """
+
+    def __init__(self, folder: Path | str, keep: int = 4):
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+
+    def publish(self, version: Version, tensors: Iterable[tuple[str, np.ndarray]]) -> Path:
+        """Writes a full version and prunes old ones; returns the manifest's path.
+
+        ``tensors`` yields (Hugging Face name, array of a dtype of ``safetensors_file.DTYPES``). Raises WeightError
+        when the version is there already: a version is made once.
+        """
+        final = self._path(version)
+        if final.exists():
+            raise WeightError(f"version {version} is published already: {final}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        work = self.folder / f".{final.name}.tmp"
+        shutil.rmtree(work, ignore_errors=True)  # of a publisher that died
+        work.mkdir()
+        manifest = Manifest(version, "full", _write_files(work, tensors))
+        (work / MANIFEST).write_text(json.dumps(manifest.to_json()))
+        os.rename(work, final)
+        self._prune()
+        return final / MANIFEST
+
+    def versions(self) -> list[Version]:
+        """Every published version, oldest first; a later lineage is newer."""
+        if not self.folder.is_dir():
+            return []
+        found = (_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(Version(int(m[1]), int(m[2])) for m in found if m)
+
+    def latest(self) -> Version | None:
+        """The newest published version."""
+        return max(self.versions(), default=None)
+
+    def manifest_path(self, version: Version) -> Path:
+        """Where the manifest of a published version lies."""
+        return self._path(version) / MANIFEST
+
+    @staticmethod
+    def read(manifest_path: Path | str) -> dict[str, np.ndarray]:
+        """Every tensor of a version by its Hugging Face name, all hashes verified; raises WeightError."""
+        return read_tensors(manifest_path, read_manifest(manifest_path))
+
+    def _path(self, version: Version) -> Path:
+        return self.folder / f"v{version.lineage}-{version.number}"
+
+    def _prune(self) -> None:
+        for version in self.versions()[: -self.keep]:
+            # Renamed first: a half-deleted version must not look like a published one.
+            doomed = self.folder / f".{self._path(version).name}.old"
+            os.rename(self._path(version), doomed)
+        for doomed in self.folder.glob(".v*.old"):
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def read_manifest(path: Path | str) -> Manifest:
+    """The manifest at ``path``; raises WeightError when it is missing or damaged."""
+    try:
+        return Manifest.from_json(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightError(f"cannot read the weight manifest {path}: {error!r}") from error
+
+
+def read_tensors(manifest_path: Path | str, manifest: Manifest) -> dict[str, np.ndarray]:
+    """The tensors that ``manifest`` names, from the files beside it, hashes verified; raises WeightError."""
+    if manifest.kind != "full":
+        raise WeightError(f"{manifest_path}: version {manifest.version} is a {manifest.kind}, not a full version")
+    folder = Path(manifest_path).parent
+    # Whole files in memory rather than mapped ones: what was verified is what is used, whatever happens to the file.
+    files: dict[str, np.ndarray] = {}
+    tensors = {}
+    for name, entry in manifest.tensors.items():
+        for piece in entry.pieces:
+            if piece.file not in files:
+                files[piece.file] = _read_file(folder, piece.file, name)
+        tensors[name] = _assemble(name, entry, files)
+    return tensors
+
+
+def _write_files(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
+    for i, shard in enumerate(split_shards(tensors, MAX_FILE_BYTES)):
+        file = f"weights-{i:05d}.safetensors"
+        for name, stored in safetensors_file.write(folder / file, shard).items():
+            if name in entries:
+                raise WeightError(f"tensor {name} is published twice")
+            whole = [[0, size] for size in stored.shape]
+            piece = Piece(whole, file, stored.start, stored.stop, _hash(shard[name]))
+            entries[name] = TensorEntry(stored.dtype, list(stored.shape), [piece])
+    return entries
+
+
+def split_shards(tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int) -> Iterable[dict[str, np.ndarray]]:
+    """Groups tensors, made C-contiguous, in the order they come, into dicts of at most ``max_bytes``
+    (a larger tensor stands alone)."""
+    shard: dict[str, np.ndarray] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = np.ascontiguousarray(tensor)
+        size += tensor.nbytes
+    yield shard
+
+
+def _read_file(folder: Path, file: str, name: str) -> np.ndarray:
+    """A whole file as uint8; the name must lie in ``folder`` itself."""
+    if Path(file).name != file:
+        raise WeightError(f"tensor {name}: file {file!r} lies outside of {folder}")
+    try:
+        return np.fromfile(folder / file, dtype=np.uint8)
+    except OSError as error:
+        raise WeightError(f"tensor {name}: cannot read {folder / file}: {error}") from error
+
+
+def _assemble(name: str, entry: TensorEntry, files: dict[str, np.ndarray]) -> np.ndarray:
+    """One tensor from its verified pieces; without a copy when it is whole in one."""
+    dtype = safetensors_file.DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise WeightError(f"tensor {name}: unknown dtype {entry.dtype}")
+    parts = [(piece.slice, _verified(name, piece, dtype, files[piece.file])) for piece in entry.pieces]
+    if sum(part.size for _, part in parts) != int(np.prod(entry.shape)):
+        raise WeightError(f"tensor {name}: its pieces do not cover its shape {entry.shape}")
+    if len(parts) == 1:
+        return parts[0][1].reshape(entry.shape)
+    whole = np.empty(entry.shape, dtype)
+    for bounds, part in parts:
+        whole[tuple(slice(*b) for b in bounds)] = part
+    return whole
+
+
+def _verified(name: str, piece: Piece, dtype: np.dtype, content: np.ndarray) -> np.ndarray:
+    """The elements of a piece in its slice's shape."""
+    shape = [stop - start for start, stop in piece.slice]
+    raw = content[piece.start : piece.stop]
+    if raw.nbytes != piece.stop - piece.start or raw.nbytes != int(np.prod(shape)) * dtype.itemsize:
+        raise WeightError(f"tensor {name}: {piece.file} is cut short at {content.nbytes} bytes, or its range is wrong")
+    if _hash(raw) != piece.hash:
+        raise WeightError(f"tensor {name}: bytes {piece.start}-{piece.stop} of {piece.file} do not match their hash")
+    return raw.view(dtype).reshape(shape)
+
+
+def _hash(array: np.ndarray) -> str:
+    return xxhash.xxh3_64_hexdigest(safetensors_file.raw_bytes(array))
