@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,20 @@ def dtype_name(dtype: np.dtype) -> str:
 def raw_bytes(array: np.ndarray) -> memoryview:
     """The bytes of a C-contiguous array, without a copy."""
     return array.reshape(-1).view(np.uint8).data
+
+
+def split_shards(tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int) -> Iterator[dict[str, np.ndarray]]:
+    """Groups tensors, made C-contiguous, in the order they come, into dicts of at most ``max_bytes``
+    (a larger tensor stands alone)."""
+    shard: dict[str, np.ndarray] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = np.ascontiguousarray(tensor)
+        size += tensor.nbytes
+    yield shard
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Stored]:
