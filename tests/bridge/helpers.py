@@ -1,0 +1,69 @@
+"""Small policies whose every parameter matters: no unit norms, no zero biases."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.transformer import abstract_params
+
+SMALL = ModelConfig(
+    vocab_size=96,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=12,
+    intermediate_size=40,
+    moe_intermediate_size=24,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    n_shared_experts=1,
+    first_k_dense_replace=1,
+)
+
+# Each turns something else on or off; names are test ids.
+CONFIGS: dict[str, ModelConfig] = {
+    name: dataclasses.replace(SMALL, **changes)
+    for name, changes in {
+        "plain": {},
+        "qk_norm": {"use_qk_norm": True},
+        "grouped": {"n_group": 4, "topk_group": 2},
+        "grouped_scaled": {"n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "use_qk_norm": True},
+        "not_renormalised": {"norm_topk_prob": False, "routed_scaling_factor": 0.7},
+        "no_shared": {"n_shared_experts": 0},
+        "two_shared": {"n_shared_experts": 2},
+        "tied_without_bias": {"tie_word_embeddings": True, "attention_bias": False},
+        "all_moe": {"first_k_dense_replace": 0, "num_key_value_heads": 4},
+        "two_dense": {"first_k_dense_replace": 2, "num_key_value_heads": 1},
+        "all_dense": {"first_k_dense_replace": 3},
+        "rope": {"partial_rotary_factor": 1.0, "rope_theta": 1e6, "rms_norm_eps": 1e-3, "head_dim": 8},
+    }.items()
+}
+
+
+def random_params(cfg: ModelConfig, seed: int = 0) -> dict[str, Any]:
+    """Float32 parameters on the host: norms around 1, biases and the router's selection bias large."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        keys = [key.key for key in path]
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        if keys[-1] == "scale":
+            return 1 + 0.3 * noise
+        return (0.5 if keys[-1] == "bias" else 0.2) * noise
+
+    return jax.tree_util.tree_map_with_path(fill, abstract_params(cfg))
+
+
+def assert_trees_equal(a: Any, b: Any) -> None:
+    """The same structure, dtypes and bits."""
+    leaves_a, structure_a = jax.tree.flatten(a)
+    leaves_b, structure_b = jax.tree.flatten(b)
+    assert structure_a == structure_b
+    for x, y in zip(map(np.asarray, leaves_a), map(np.asarray, leaves_b), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
