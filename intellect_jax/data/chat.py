@@ -18,16 +18,17 @@ def render_prompt(tokenizer: Any, messages: list[Message]) -> list[int]:
     return _encode(tokenizer, _text(tokenizer, messages, generate=True))
 
 
-def render_training(tokenizer: Any, messages: list[Message]) -> tuple[np.ndarray, np.ndarray]:
+def render_training(tokenizer: Any, messages: list[Message], context: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Ids (int32 [T]) of a whole conversation, and a mask (bool [T]), true on what the assistant writes.
 
-    That is each assistant turn from behind its generation prompt up to its end-of-sequence token, or to the turn's end
-    where the template writes none. Raises ValueError naming the turn whose tokens are not a prefix of the whole's
-    (the template rewrites history, or merges tokens across the border), and when no turn is the assistant's.
+    That is each assistant turn after the first ``context`` messages, from behind its generation prompt up to its
+    end-of-sequence token, or to the turn's end where the template writes none. Raises ValueError naming the turn whose
+    tokens are not a prefix of the whole's (the template rewrites history, or merges tokens across the border), and
+    when no turn is the assistant's.
     """
     full = _encode(tokenizer, _text(tokenizer, messages, generate=False))
     mask = np.zeros(len(full), np.bool_)
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [i for i in range(context, len(messages)) if messages[i]["role"] == "assistant"]
     if not turns:
         raise ValueError("no message of the assistant to train on")
     for i in turns:

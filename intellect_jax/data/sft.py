@@ -1,0 +1,62 @@
+"""Supervised batches: records through grain, rendered as chat, packed into the trainer's largest rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from intellect_jax.data.chat import render_training
+from intellect_jax.data.records import open_source, to_messages
+from intellect_jax.types import STREAMS, PackedBatch
+
+
+def sft_batches(config: ConfigDict, tokenizer: Any, *, seed: int, start_step: int = 0) -> Iterator[PackedBatch]:
+    """Batches ``start_step + 1``, … without end, the same for the same ``seed`` however often it is resumed.
+
+    Every epoch of ``config.sft.data`` has its own order. A batch fills the largest seq bucket times ``trainer.rows``
+    times the smallest microbatch bucket; it ends at the first record that fits into none of its rows, which opens the
+    next. Loss on the assistant's tokens only, as cross-entropy: ``ce_weight`` is 1 on every record's tokens.
+
+    Raises ValueError at once when there is no such source, and at the batch with a record that is malformed or longer
+    than a row, naming the file and the line.
+    """
+    trainer = config.trainer
+    shape = (min(trainer.microbatch_buckets), trainer.rows, max(trainer.seq_buckets))
+    packed = _pipeline(config.sft.data, tokenizer, seed, rows=shape[0] * shape[1], seq=shape[2])
+    return (_to_batch(step, arrays, shape) for step, arrays in enumerate(packed, start=1) if step > start_step)
+
+
+def _pipeline(data: str, tokenizer: Any, seed: int, *, rows: int, seq: int) -> grain.IterDataset:
+    def render(located: tuple[str, Any]) -> dict[str, np.ndarray]:
+        where, record = located
+        messages, prompt = to_messages(where, record)
+        try:
+            tokens, mask = render_training(tokenizer, messages, context=prompt)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if len(tokens) > seq:
+            raise ValueError(f"{where}: {len(tokens)} tokens exceed the longest row of trainer.seq_buckets, {seq}")
+        mask[0] = False  # nothing predicts the first token
+        return {"tokens": tokens, "loss_mask": mask}
+
+    records = grain.MapDataset.source(open_source(data)).seed(seed).shuffle().repeat()
+    # Few threads: rendering is Python, and the trainer's own thread needs the interpreter too.
+    rendered = records.map(render).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=256))
+    packed = grain.experimental.FirstFitPackIterDataset(
+        rendered, length_struct={"tokens": seq, "loss_mask": seq}, num_packing_bins=rows, shuffle_bins=False
+    )
+    return packed.batch(rows)
+
+
+def _to_batch(step: int, packed: dict[str, np.ndarray], shape: tuple[int, int, int]) -> PackedBatch:
+    arrays = {name: np.full(shape, fill, dtype) for name, dtype, fill in STREAMS}
+    arrays["tokens"][:] = packed["tokens"].reshape(shape)
+    arrays["positions"][:] = packed["tokens_positions"].reshape(shape)
+    arrays["segment_ids"][:] = packed["tokens_segment_ids"].reshape(shape)
+    arrays["loss_mask"][:] = packed["loss_mask"].reshape(shape)
+    arrays["ce_weight"][:] = arrays["segment_ids"] > 0
+    return PackedBatch(step, arrays)
