@@ -45,6 +45,12 @@ def increasing(value) -> str | None:
     return None if good else "a tuple of increasing positive integers"
 
 
+def environments(value) -> str | None:
+    fields = {"name", "ratio", "args"}
+    good = all(isinstance(e, dict) and set(e) == fields and e["name"] and e["ratio"] > 0 for e in value)
+    return None if good else "a tuple of env('name', ratio=…, **arguments) with ratios above 0"
+
+
 def env(name: str, ratio: float = 1.0, **args: Any) -> dict[str, Any]:
     """One entry of ``config.envs``: the package's name, its share of the prompts, arguments of load_environment."""
     return {"name": name, "ratio": ratio, "args": args}
@@ -88,7 +94,7 @@ SCHEMA: dict[str, Any] = {
     "tokenizer": {
         "path": Key("", "tokenizer folder or id; empty: model.path's, or a character tokenizer for fresh weights"),
     },
-    "envs": Key((), "environments: a tuple of config.env(name, ratio=…, **arguments)"),
+    "envs": Key((), "environments: a tuple of config.env(name, ratio=…, **arguments)", environments),
     "algorithm": {
         "advantage": Key("group_mean", "how rewards become advantages", one_of("group_mean", "group_std")),
         "losses": Key(("icepop",), "RL losses compiled into the step; a segment's loss_id picks one"),
@@ -154,6 +160,8 @@ SCHEMA: dict[str, Any] = {
         "every": Key(0, "RL steps between evaluations (0: only before and after)", at_least(0)),
         "prompts": Key(256, "held-out prompts of one evaluation", at_least(1)),
         "temperature": Key(0.0, "sampling temperature (0: greedy)", at_least(0.0)),
+        "only": Key(False, "evaluate once and end, without a trainer (set by `launch eval`)"),
+        "weights": Key("", "folder of published versions that eval.only evaluates; empty: what the fleet serves"),
     },
     "environments": {
         "workers": Key(1, "environment worker processes", at_least(1)),
@@ -190,6 +198,8 @@ SCHEMA: dict[str, Any] = {
     "launch": {
         "threads": Key(0, "CPU threads of each JAX process (0: JAX's own choice)", at_least(0)),
         "start_timeout": Key(300.0, "longest start of one role, seconds", above(0)),
+        "stop_timeout": Key(120.0, "longest orderly end of one role after Ctrl-C, seconds", above(0)),
+        "chosen": Key((), "addresses that the launcher filled in for this start; free again at the next"),
     },
 }
 
@@ -209,7 +219,7 @@ def default_config() -> ConfigDict:
     def build(schema: dict[str, Any]) -> dict[str, Any]:
         return {k: v.default if isinstance(v, Key) else build(v) for k, v in schema.items()}
 
-    return ConfigDict(build(SCHEMA), convert_dict=True)
+    return ConfigDict(build(SCHEMA), convert_dict=True).lock()
 
 
 def get(config: ConfigDict, dotted: str) -> Any:

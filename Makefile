@@ -1,0 +1,67 @@
+# Everything a person or CI runs. `make` alone lists the targets.
+
+# Any Python from 3.11 on that can make virtual environments; `make PYTHON=/path/to/python …` picks one.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+CONFIG ?= configs/debug_cpu.py
+
+BIN := .venv/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help install demo test test-all oracle lint
+
+help:
+	@echo 'make demo      install, then supervised warm-up and asynchronous RL on this machine ($(CONFIG))'
+	@echo 'make test      install what tests need, then the fast tests'
+	@echo 'make test-all  the slow tests, and the comparisons with PyTorch and transformers'
+	@echo 'make lint      formatting, lint and types'
+	@echo 'make install   only prepare .venv'
+	@echo 'make oracle    only prepare .venv-oracle (PyTorch, transformers)'
+
+install: .venv/.installed
+
+demo: install
+	$(BIN)/python -m launch --config=$(CONFIG) --fresh
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest -m 'not slow and not oracle and not vllm'
+
+test-all: .venv/.installed-test oracle
+	$(BIN)/python -m pytest -m '(slow or oracle) and not vllm'
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+oracle: .venv-oracle/.installed
+
+# A virtual environment in folder $(1), unless a sound one is there.
+define create
+@$(1)/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	test -n '$(PYTHON)' || { echo 'Found no Python 3.11 or newer with venv: make PYTHON=/path/to/python' >&2; exit 2; }; \
+	echo 'Creating $(1) with $(PYTHON)'; $(PYTHON) -m venv --clear $(1); }
+endef
+
+# Stamps: made last, so that whatever was interrupted is done again, and what is done is skipped.
+.venv/.created:
+	$(call create,.venv)
+	@touch $@
+
+.venv/.installed: .venv/.created pyproject.toml
+	@echo 'Installing into .venv: a few minutes the first time'
+	$(BIN)/python $(PIP) --editable .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(BIN)/python $(PIP) --editable '.[test]'
+	@touch $@
+
+# PyTorch and transformers live apart from our own pins. On Linux the CPU build is asked for first: it is a tenth in size.
+.venv-oracle/.installed:
+	$(call create,.venv-oracle)
+	.venv-oracle/bin/python $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0+cpu' \
+		|| .venv-oracle/bin/python $(PIP) 'torch==2.13.*'
+	.venv-oracle/bin/python $(PIP) 'transformers>=5.19' accelerate safetensors jinja2 'numpy>=2.0'
+	@touch $@

@@ -1,0 +1,86 @@
+"""metrics.jsonl: one JSON line per row, appended by every role of a run at once, read while it grows.
+
+A row is ``{"time": unix seconds, "role": "trainer", "step": 3 or null, "group/name": number, …}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+FILE = "metrics.jsonl"
+Row = dict[str, Any]
+
+
+class Metrics:
+    """Appends one role's rows. Each row is one write to an O_APPEND descriptor, so rows of processes never mix."""
+
+    def __init__(self, run_dir: Path, role: str):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / FILE
+        self._role = role
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        if _ends_torn(path):
+            os.write(self._descriptor, b"\n")  # so that the torn row spoils no other
+
+    def log(self, step: int | None, values: Mapping[str, Any]) -> None:
+        """Appends a row. Values are numbers, arrays of one element included; raises OSError when the disk is full."""
+        row = {"time": time.time(), "role": self._role, "step": step}
+        row |= {name: _number(value) for name, value in values.items()}
+        line = json.dumps(row).encode() + b"\n"
+        if os.write(self._descriptor, line) != len(line):
+            raise OSError(f"{FILE}: row cut short, is the disk full?")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Tail:
+    """Reads the rows that were appended since the last look."""
+
+    def __init__(self, run_dir: Path):
+        self._path = run_dir / FILE
+        self._offset = 0
+
+    def new_rows(self) -> list[Row]:
+        """Whole new rows, oldest first. A row still being written comes next time; a torn one never."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole = file.read().rpartition(b"\n")[0]
+        if not whole:
+            return []
+        self._offset += len(whole) + 1
+        return [row for line in whole.split(b"\n") if (row := _parse(line)) is not None]
+
+
+def read_metrics(run_dir: Path) -> list[Row]:
+    """All rows of a run, in the order written; [] when there are none yet. Torn rows are left out."""
+    return Tail(run_dir).new_rows()
+
+
+def _number(value: Any) -> int | float:
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and {"time", "role", "step"} <= row.keys() else None
+
+
+def _ends_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

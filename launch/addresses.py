@@ -1,0 +1,78 @@
+"""Where the roles of one machine find each other: free ports for the addresses that the configuration leaves empty."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from ml_collections import ConfigDict
+
+from intellect_jax.errors import UserError
+from launch.configuration import assign
+
+LOCAL = "127.0.0.1"
+
+
+def choose(config: ConfigDict) -> None:
+    """Fills every empty address with a free local port and notes in ``launch.chosen`` which ones.
+
+    What an earlier start chose (the configuration may come from its config.json) is chosen anew. Raises UserError when
+    an address that the user gave for a role of this machine is taken.
+    """
+    needed = {
+        "orchestrator.address": 1,
+        "environments.address": 1,
+        "sampler.urls": config.sampler.num_servers,
+    }
+    empty = [name for name in needed if not given(config, name)]
+    ports = iter(free_ports(sum(needed[name] for name in empty)))
+    for name in empty:
+        if name == "sampler.urls":
+            assign(config, name, tuple(f"http://{LOCAL}:{next(ports)}" for _ in range(needed[name])))
+        else:
+            assign(config, name, f"tcp://{LOCAL}:{next(ports)}")
+    config.launch.chosen = tuple(empty)
+    for name in ("orchestrator.address", "environments.address"):
+        if name not in empty:
+            refuse_taken(name, _value(config, name))
+
+
+def given(config: ConfigDict, name: str) -> bool:
+    """Whether the user, not a launcher, named this address."""
+    return bool(_value(config, name)) and name not in config.launch.chosen
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports that nobody listens on now. Held together while choosing, so that none comes twice."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((LOCAL, 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def refuse_taken(name: str, address: str) -> None:
+    """Raises UserError when a role could not listen on ``tcp://host:port`` here."""
+    parts = urlsplit(address)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if parts.scheme != "tcp" or not host or not port:
+        raise UserError(f"{name}={address}: must look like tcp://host:port")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no hindrance
+        try:
+            probe.bind((LOCAL if host == "localhost" else "" if host == "*" else host, port))
+        except OSError as error:
+            raise UserError(
+                f"{name}={address}: cannot listen there: {error.strerror}; leave it empty to choose a port"
+            ) from None
+
+
+def _value(config: ConfigDict, name: str):
+    group, last = name.split(".")
+    return config[group][last]

@@ -1,0 +1,167 @@
+"""What each command does once its configuration is resolved. Every function returns an exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from intellect_jax.config import get
+from intellect_jax.errors import UserError
+from intellect_jax.monitor.closing import closing_lines
+from intellect_jax.monitor.console import Console, Progress
+from intellect_jax.monitor.metrics import Metrics, read_metrics
+from intellect_jax.monitor.summary import LAUNCHER, write_summary
+from intellect_jax.transport.weights import WeightStore
+from launch import addresses, preparation, roles, rundir
+from launch.arguments import Arguments
+from launch.configuration import DEFAULTS, Resolved, resolve
+from launch.exit_codes import DONE
+from launch.restarts import Death
+from launch.supervisor import Supervisor
+
+ALL_ROLES = ("trainer", "orchestrator", "sampler", "env")
+
+
+def run(arguments: Arguments) -> int:
+    """Every role on this machine until the run is done, then its summary."""
+    return _train(arguments, resolve(arguments), ALL_ROLES)
+
+
+def sft(arguments: Arguments) -> int:
+    """Only the supervised steps: the trainer alone, no RL step. The main command continues the run later."""
+    resolved = resolve(arguments, forced={"trainer.max_steps": 0})
+    if resolved.config.sft.steps == 0:
+        raise UserError("sft.steps=0: must be at least 1 for `launch sft`")
+    return _train(arguments, resolved, ("trainer",))
+
+
+def evaluate(arguments: Arguments) -> int:
+    """One evaluation, in ``<run>/eval``: of the run's newest published version, or of what ``sampler.urls`` serves."""
+    resolved = resolve(arguments, _evaluation_keys(resolve(arguments)))
+    preparation.refuse_missing_files(resolved.config)
+    if arguments.dry_run:
+        return _dry_run(resolved)
+    with rundir.locked(resolved.run_dir):
+        addresses.choose(resolved.config)
+        rundir.set_aside(resolved.run_dir)
+        code = _supervise(resolved, ("orchestrator", "sampler", "env"))
+    for row in read_metrics(resolved.run_dir):
+        if "eval/reward" in row:
+            print("  ".join(f"{name} {value:g}" for name, value in row.items() if name.startswith("eval/")))
+    return code
+
+
+def _evaluation_keys(trained: Resolved) -> dict[str, Any]:
+    """What an evaluation of a run changes in its configuration; raises UserError when there is nothing to evaluate."""
+    keys = {"eval.only": True, "run.root": str(trained.run_dir), "run.name": "eval"}
+    if (trained.run_dir / "tokenizer").is_dir():
+        keys["tokenizer.path"] = str(trained.run_dir / "tokenizer")
+    if not addresses.given(trained.config, "sampler.urls"):
+        weights = trained.config.eval.weights or str(trained.run_dir / "weights")
+        if WeightStore(weights).latest() is None:
+            raise UserError(f"{weights}: no published weights to evaluate: train first, or give --config.eval.weights")
+        keys["eval.weights"] = weights
+    return keys
+
+
+def export(arguments: Arguments) -> int:
+    """A checkpoint as a Hugging Face folder."""
+    resolved = resolve(arguments)
+    os.environ |= roles.environment(resolved.config, "trainer")
+    from launch.export import main  # only now: it imports JAX
+
+    out = Path(arguments.out) if arguments.out else resolved.run_dir / "export"
+    return main(resolved.config, resolved.run_dir, out)
+
+
+def role(arguments: Arguments) -> int:
+    """One role in this process: what the supervisor, Slurm or Kubernetes starts."""
+    resolved = resolve(arguments)
+    config = resolved.config
+    missing = [name for name in _needed_addresses(arguments.command, config) if not get(config, name)]
+    if missing:
+        raise UserError(f"{missing[0]} is empty: a role started alone must be told, as --config.{missing[0]}=…")
+    if arguments.command == "sampler" and arguments.index >= len(config.sampler.urls):
+        raise UserError(f"--index={arguments.index}: sampler.urls has {len(config.sampler.urls)} entries")
+    preparation.prepare_tokenizer(config, resolved.run_dir)
+    return roles.run(arguments.command, config, resolved.run_dir, arguments.index)
+
+
+def _needed_addresses(role: str, config: ConfigDict) -> list[str]:
+    if role == "trainer":
+        return ["orchestrator.address"] if config.trainer.max_steps else []
+    needed = {"sampler": ["sampler.urls"], "env": ["environments.address"]}
+    return needed.get(role, ["orchestrator.address", "environments.address", "sampler.urls"])
+
+
+def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) -> int:
+    """Starts or resumes a run. Whatever the user has to put right is told before an earlier run is moved away."""
+    preparation.refuse_missing_files(resolved.config)
+    if not arguments.fresh:
+        rundir.refuse_changes(resolved.config, resolved.run_dir)
+    if arguments.dry_run:
+        return _dry_run(resolved)
+    with rundir.locked(resolved.run_dir):
+        addresses.choose(resolved.config)
+        if arguments.fresh and (previous := rundir.set_aside(resolved.run_dir)):
+            print(f"The earlier run is now {previous}")
+        code = _supervise(resolved, wanted)
+        summary = write_summary(resolved.run_dir)
+    if code == DONE or summary["steps"] or summary["sft_steps"]:
+        next_command = _next_command(arguments, resolved.run_dir, code)
+        print("\n".join(closing_lines(summary, str(resolved.run_dir), next_command)))
+    return code
+
+
+def _dry_run(resolved: Resolved) -> int:
+    """Prints the whole configuration, with the origin of what is not default, and leaves it in config.json."""
+    for name, default in DEFAULTS.items():
+        origin = f"    # {resolved.origins[name]}; default {default!r}" if name in resolved.origins else ""
+        print(f"{name} = {get(resolved.config, name)!r}{origin}")
+    if not rundir.started(resolved.run_dir):  # a started run keeps what its roles were given
+        print(f"written to {rundir.write_config(resolved.config, resolved.run_dir)}; nothing was started")
+    return DONE
+
+
+def _supervise(resolved: Resolved, wanted: tuple[str, ...]) -> int:
+    """Prepares the run directory, runs the roles to their end and notes start, deaths and end among the metrics."""
+    config, run_dir = resolved.config, resolved.run_dir
+    preparation.prepare_tokenizer(config, run_dir)
+    specs = roles.specs(config, rundir.write_config(config, run_dir), wanted)
+    metrics = Metrics(run_dir, LAUNCHER)
+    console = Console(Progress(config.sft.steps, config.trainer.max_steps), run_dir, sys.stdout)
+
+    def on_death(name: str, death: Death) -> None:
+        metrics.log(None, {f"deaths/{name}": 1, "process/exit_code": death.exit_code, "process/lived_s": death.lived})
+
+    console.say(f"{run_dir}: {', '.join(spec.name for spec in specs)}; logs in {run_dir / 'logs'}")
+    metrics.log(None, {"run/started": 1})
+    supervisor = Supervisor(
+        specs,
+        run_dir / "logs",
+        stop_timeout=config.launch.stop_timeout,
+        say=console.say,
+        tick=console.tick,
+        on_death=on_death,
+    )
+    try:
+        return supervisor.run()
+    finally:
+        console.finish()
+        metrics.log(None, {"run/ended": 1})
+        metrics.close()
+
+
+def _next_command(arguments: Arguments, run_dir: Path, code: int) -> str:
+    """What a person most likely wants to do after a run."""
+    if code == DONE and arguments.command == "run":
+        return shlex.join(["python", "-m", "launch", "eval", f"--config={run_dir / 'config.json'}"])
+    changes = [f"--config.{name}={value}" for name, value in arguments.overrides.items()]
+    again = ["python", "-m", "launch", *([arguments.command] if code != DONE and arguments.command != "run" else [])]
+    why = "goes on where this stopped" if code != DONE else "RL from here"
+    return shlex.join([*again, f"--config={arguments.config}", *changes]) + f"   # {why}"

@@ -1,0 +1,79 @@
+"""The four roles as processes: command line and environment of each, and what runs inside one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from intellect_jax.errors import UserError
+from launch import addresses
+from launch.exit_codes import FAILED, WRONG_INPUT
+from launch.processes import FATAL
+from launch.supervisor import RoleSpec
+
+ENTRY_POINTS = {
+    "trainer": "intellect_jax.trainer.main",
+    "orchestrator": "intellect_jax.orchestrator.main",
+    "sampler": "intellect_jax.sampler.main",
+    "env": "intellect_jax.environments.worker",
+}
+INDEXED = ("sampler", "env")  # roles of which a run has several
+
+
+def specs(config: ConfigDict, config_file: Path, roles: tuple[str, ...]) -> list[RoleSpec]:
+    """One RoleSpec per process of the wanted roles. A fleet whose URLs the user gave is not ours to start."""
+    samplers = 0 if addresses.given(config, "sampler.urls") else config.sampler.num_servers
+    counts = {"sampler": samplers, "env": config.environments.workers}
+    return [
+        _spec(config, config_file, role, index if role in INDEXED else None)
+        for role in roles
+        for index in range(counts.get(role, 1))
+    ]
+
+
+def _spec(config: ConfigDict, config_file: Path, role: str, index: int | None) -> RoleSpec:
+    argv = [sys.executable, "-m", "launch", role, f"--config={config_file}"]
+    if index is not None:
+        argv.append(f"--index={index}")
+    name = role if index is None else f"{role}-{index}"
+    return RoleSpec(name, argv, environment(config, role), service=role in INDEXED)
+
+
+def environment(config: ConfigDict, role: str) -> dict[str, str]:
+    """Environment variables of a role's process: its JAX platform and its share of the CPU."""
+    # Neither the orchestrator nor an environment may take an accelerator away, should a reward function use JAX.
+    platform = {"trainer": config.trainer.platform, "sampler": config.sampler.platform}.get(role, "cpu")
+    variables = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    if platform:
+        variables["JAX_PLATFORMS"] = platform
+    if config.launch.threads:
+        # NPROC sizes XLA's CPU thread pool; no XLA_FLAGS entry does (tried on jax 0.10.2).
+        variables |= {"NPROC": str(config.launch.threads), "OMP_NUM_THREADS": str(config.launch.threads)}
+    return variables
+
+
+def run(role: str, config: ConfigDict, run_dir: Path, index: int) -> int:
+    """Runs one role in this process; returns its exit code. What ends it badly stands in the log after FATAL."""
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s.%(msecs)03d %(levelname)s {role}: %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+    os.environ |= environment(config, role)
+    try:
+        main = importlib.import_module(ENTRY_POINTS[role]).main
+        return main(config, run_dir, index) if role in INDEXED else main(config, run_dir)
+    except UserError as error:
+        logging.critical("%s %s", FATAL, error)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        return FAILED
+    except Exception as error:
+        logging.critical("%s %s: %s", FATAL, type(error).__name__, error, exc_info=True)
+        return FAILED

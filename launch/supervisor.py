@@ -1,0 +1,211 @@
+"""Starts a run's roles as processes, restarts those that die, ends all together and leaves none behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from launch import processes
+from launch.exit_codes import DONE, FAILED, WRONG_INPUT
+from launch.restarts import Death, RestartPolicy
+
+POLL = 0.1  # seconds between two looks at the processes
+SERVICE_GRACE = 10.0  # seconds that a service gets between SIGTERM and SIGKILL
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """One process. A service runs until it is told to end; the others end by themselves, and with them the run."""
+
+    name: str  # also its log's: <logs>/<name>.log
+    argv: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    service: bool = False
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+
+
+@dataclass
+class _Role:
+    spec: RoleSpec
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0  # monotonic seconds
+    log_offset: int = 0  # bytes of the log that earlier starts wrote
+    restart_at: float | None = None  # monotonic seconds; None: not waiting for a restart
+    deaths: list[Death] = field(default_factory=list)
+    finished: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+class Supervisor:
+    """Runs roles to the end.
+
+    ``say`` gets lines for the person, ``tick`` is called every POLL seconds, ``on_death`` for every unexpected end. The
+    first SIGINT, SIGTERM or SIGHUP ends the roles in order: those that do the work one by one in the given order, each
+    within ``stop_timeout`` seconds, then the services. The second ends everything now.
+    """
+
+    def __init__(
+        self,
+        specs: list[RoleSpec],
+        logs: Path,
+        *,
+        stop_timeout: float,
+        say: Callable[[str], None] = print,
+        tick: Callable[[], None] = lambda: None,
+        on_death: Callable[[str, Death], None] = lambda name, death: None,
+    ):
+        self._roles = [_Role(spec, logs / f"{spec.name}.log") for spec in specs]
+        self._stop_timeout = stop_timeout
+        self._say = say
+        self._tick = tick
+        self._on_death = on_death
+        self._signals = 0
+
+    def run(self) -> int:
+        """Returns 0 when every role that ends by itself ended well, 2 when one found the user's input wrong, else 1."""
+        with self._handling_signals():
+            try:
+                for role in self._roles:
+                    self._start(role)
+                code = self._watch()
+                self._end_in_order()
+                return code
+            finally:
+                self._kill_all()
+
+    @contextmanager
+    def _handling_signals(self) -> Iterator[None]:
+        def count(number: int, frame: FrameType | None) -> None:
+            self._signals += 1
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, count) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _start(self, role: _Role) -> None:
+        role.log_offset = role.log.stat().st_size if role.log.exists() else 0
+        role.process = processes.start(role.spec.argv, role.spec.environment, role.log)
+        role.started, role.restart_at = time.monotonic(), None
+
+    def _watch(self) -> int:
+        """Looks at every role until the work is done, is hopeless, or a signal asks to end."""
+        while not all(role.finished for role in self._roles if not role.spec.service):
+            if self._signals:
+                self._say("Stopping: the step in hand is finished and saved. Ctrl-C again stops at once.")
+                return FAILED
+            for role in self._roles:
+                code = self._look_at(role)
+                if code is not None:
+                    return code
+            self._pause()
+        return DONE
+
+    def _pause(self) -> None:
+        self._tick()
+        time.sleep(POLL)
+
+    def _look_at(self, role: _Role) -> int | None:
+        """Handles the end of one role's process; returns the run's exit code when the run has to end."""
+        if role.process is not None:
+            exit_code = role.process.poll()
+            if exit_code is None:
+                return None
+            processes.signal_group(role.process, signal.SIGKILL)  # what it may have left behind
+            role.process = None
+            if exit_code == 0 and not role.spec.service:
+                role.finished = True
+                return None
+            return self._after_death(role, exit_code)
+        if role.restart_at is not None and time.monotonic() >= role.restart_at:
+            self._start(role)
+            if not role.spec.service:
+                self._start_finished_again()
+        return None
+
+    def _start_finished_again(self) -> None:
+        """A role that does the work may wait for a partner that has already ended: that one comes back, too.
+
+        It goes on from its last checkpoint, finds nothing left to do and tells so again.
+        """
+        for role in self._roles:
+            if role.finished:
+                role.finished = False
+                self._start(role)
+
+    def _after_death(self, role: _Role, exit_code: int) -> int | None:
+        """Plans the restart; returns the run's exit code when there is none."""
+        now = time.monotonic()
+        words = processes.last_words(role.log, role.log_offset)
+        role.deaths.append(Death(now, exit_code, now - role.started, words))
+        self._on_death(role.name, role.deaths[-1])
+        what = f"{role.name} ended with {processes.describe_exit(exit_code)} after {now - role.started:.0f} s"
+        if exit_code == WRONG_INPUT:
+            self._say(f"{what}:\n{words}\nlog: {role.log}")
+            return WRONG_INPUT
+        delay = role.spec.policy.delay(role.deaths)
+        if delay is None:
+            self._say(f"{what}: it does not stay up, so the run ends")
+            self._explain_failure(now)
+            return FAILED
+        reason = words.splitlines()[-1][:200] if words else "nothing in its log"
+        self._say(f"{what}; starting it again in {delay:.1f} s ({reason})")
+        role.restart_at = now + delay
+        return None
+
+    def _explain_failure(self, now: float) -> None:
+        """Shows the first death of the whole episode: later ones are often its consequences."""
+        recent = [
+            (death, role)
+            for role in self._roles
+            for death in role.deaths
+            if now - death.time <= role.spec.policy.window
+        ]
+        death, role = min(recent, key=lambda pair: pair[0].time)
+        self._say(f"First to die was {role.name}, with {processes.describe_exit(death.exit_code)}:")
+        self._say(death.last_words or "(nothing in its log)")
+        self._say(f"log: {role.log}")
+
+    def _end_in_order(self) -> None:
+        """Each working role finishes its step and saves, one by one in the given order; then the services end."""
+        for role in self._roles:
+            if not role.spec.service:
+                self._end([role], self._stop_timeout)
+        self._end([role for role in self._roles if role.spec.service], SERVICE_GRACE)
+
+    def _end(self, roles: list[_Role], timeout: float) -> None:
+        """SIGTERM, then SIGKILL to those that are still there after ``timeout`` seconds or a second signal."""
+        running = {role.name: role.process for role in roles if role.process is not None}
+        for process in running.values():
+            process.terminate()
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and self._signals < 2:
+            running = {name: process for name, process in running.items() if process.poll() is None}
+            if not running:
+                return
+            self._pause()
+        for name, process in running.items():
+            if self._signals < 2:
+                self._say(f"{name} did not end within {timeout:.0f} s of SIGTERM and was killed")
+            processes.kill_group(process)
+
+    def _kill_all(self) -> None:
+        """Nothing of any session we started is left, whatever happened before."""
+        alive = [role.process for role in self._roles if role.process is not None]
+        for process in alive:
+            processes.signal_group(process, signal.SIGKILL)
+        for process in alive:
+            process.wait(10.0)

@@ -1,0 +1,51 @@
+import subprocess
+import sys
+
+import numpy as np
+
+from intellect_jax.monitor.metrics import FILE, Metrics, Tail, read_metrics
+
+
+def test_rows_come_back_as_numbers(tmp_path):
+    metrics = Metrics(tmp_path, "trainer")
+    metrics.log(3, {"loss/total": np.float32(0.5), "tokens/trained": np.int64(7)})
+    metrics.log(None, {"run/started": 1})
+    first, second = read_metrics(tmp_path)
+    assert (first["role"], first["step"], first["loss/total"], first["tokens/trained"]) == ("trainer", 3, 0.5, 7)
+    assert second["step"] is None and second["time"] >= first["time"] > 1.6e9
+
+
+def test_rows_of_many_processes_never_mix(tmp_path):
+    program = (
+        "import pathlib, sys\nfrom intellect_jax.monitor.metrics import Metrics\n"
+        "m = Metrics(pathlib.Path(sys.argv[1]), sys.argv[2])\n"
+        "for step in range(500): m.log(step, {f'a/{i}': step for i in range(50)})"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), f"role-{i}"]) for i in range(4)]
+    assert [writer.wait(60) for writer in writers] == [0] * 4
+    assert len((tmp_path / FILE).read_bytes().splitlines()) == 2000
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows if row["role"] == "role-2"] == list(range(500))
+
+
+def test_a_torn_row_spoils_no_other(tmp_path):
+    Metrics(tmp_path, "trainer").log(1, {"a/b": 1})
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"time": 1, "role": "trai')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+    Metrics(tmp_path, "trainer").log(2, {"a/b": 2})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_tail_gives_each_row_once_and_whole(tmp_path):
+    tail = Tail(tmp_path)
+    assert tail.new_rows() == []
+    Metrics(tmp_path, "trainer").log(1, {})
+    line = (tmp_path / FILE).read_bytes()
+    assert [row["step"] for row in tail.new_rows()] == [1]
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(line[:10])
+        file.flush()
+        assert tail.new_rows() == []
+        file.write(line[10:])
+    assert [row["step"] for row in tail.new_rows()] == [1]
