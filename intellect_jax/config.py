@@ -165,6 +165,7 @@ SCHEMA: dict[str, Any] = {
     },
     "environments": {
         "workers": Key(1, "environment worker processes", at_least(1)),
+        "concurrency": Key(32, "calls that one worker runs at once", at_least(1)),
         "timeout": Key(60.0, "longest environment call, seconds", above(0)),
         "address": Key("", "where workers find the orchestrator, tcp://host:port; empty: chosen at start"),
     },
