@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from helpers import SMALL, assert_trees_equal, random_params
 
 from intellect_jax.bridge.checkpoint import HASHES, CheckpointError, Checkpoints
+from tests.policies import SMALL, assert_trees_equal, random_params
 
 
 class State(NamedTuple):

@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import CONFIGS, SMALL, assert_trees_equal, random_params
 
 from intellect_jax.bridge.huggingface import from_hf, load_config, load_pretrained_params, save_pretrained, to_hf
 from intellect_jax.bridge.tokenizer import load_tokenizer, write_character_tokenizer
@@ -14,6 +13,7 @@ from intellect_jax.models.transformer import abstract_params
 from intellect_jax.transport.safetensors_file import DTYPES
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
+from tests.policies import CONFIGS, SMALL, assert_trees_equal, random_params
 
 
 @pytest.mark.parametrize("name", CONFIGS)
