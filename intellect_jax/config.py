@@ -48,7 +48,8 @@ def increasing(value) -> str | None:
 def environments(value) -> str | None:
     fields = {"name", "ratio", "args"}
     good = all(isinstance(e, dict) and set(e) == fields and e["name"] and e["ratio"] > 0 for e in value)
-    return None if good else "a tuple of env('name', ratio=…, **arguments) with ratios above 0"
+    good = good and len({e["name"] for e in value}) == len(value)
+    return None if good else "a tuple of env('name', ratio=…, **arguments), each name once, with ratios above 0"
 
 
 def env(name: str, ratio: float = 1.0, **args: Any) -> dict[str, Any]:

@@ -87,12 +87,14 @@ class JobServer:
         self._socket.connect(self._address)
         replies = self._inside.socket(zmq.PULL)
         replies.bind(REPLIES)
-        threading.Thread(target=self._run_loop, name="environments", daemon=True).start()
+        thread = threading.Thread(target=self._run_loop, name="environments", daemon=True)
+        thread.start()
         self._exchange(replies)
         self._say_bye()
         if self._work:
             _end_process(0)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        thread.join(timeout=10)
         replies.close()
 
     def _exchange(self, replies: zmq.Socket) -> None:
@@ -139,8 +141,11 @@ class JobServer:
     def _run_loop(self) -> None:
         self._replies = self._inside.socket(zmq.PUSH)
         self._replies.connect(REPLIES)
-        self._loop.create_task(self._tick())
+        tick = self._loop.create_task(self._tick())
         self._loop.run_forever()
+        tick.cancel()
+        self._loop.run_until_complete(asyncio.gather(tick, return_exceptions=True))
+        self._loop.close()
         self._replies.close()
 
     async def _tick(self) -> None:

@@ -130,7 +130,9 @@ def test_every_method_over_two_environments(start):
             async with JobPool(address) as pool:
                 await calls(pool)
             process.terminate()
-            assert process.wait(10) == 0
+            _, log = process.communicate(timeout=10)
+            assert process.returncode == 0
+            assert "Task was destroyed" not in log and log.count("Traceback") == 2, log  # the two errors above
 
     asyncio.run(main())
 
