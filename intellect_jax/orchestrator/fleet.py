@@ -1,0 +1,169 @@
+"""The orchestrator's client of the sampler fleet: generation with strict checks, and weight updates.
+
+It speaks vLLM's routes, so that it does not matter which implementation serves them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from ml_collections import ConfigDict
+
+from intellect_jax.orchestrator.generation import BadGeneration, Generation, parse_generation
+from intellect_jax.orchestrator.servers import Server, Servers
+from intellect_jax.types import Version
+
+log = logging.getLogger(__name__)
+
+_BACKOFF = 0.25  # seconds before the second try, doubled for each further one
+_READY_EVERY = 0.2  # seconds between looks at a server that is starting
+_PAUSE = {"reprefill": "mode=keep", "keep_kv": "mode=keep&clear_cache=false", "wait": "mode=wait"}
+
+
+class FleetError(Exception):
+    """No server of the fleet could do what was asked."""
+
+
+class RequestRefused(Exception):
+    """A server says that the request itself is wrong: trying again is no use."""
+
+
+class Fleet:
+    """Use it as an asynchronous context manager, within one event loop.
+
+    A server that fails is left alone for a while; one that lost its weights (it was restarted) gets the latest again.
+    """
+
+    def __init__(self, urls: Sequence[str], config: ConfigDict):
+        # A few more than its slots: a freed slot is then filled at once.
+        capacity = config.sampler.slots + config.sampler.prefill_rows
+        self._servers = Servers([Server(url.rstrip("/"), capacity) for url in urls])
+        self._timeout = config.sampler.request_timeout
+        self._attempts = config.orchestrator.max_attempts
+        self._pause = _PAUSE[config.sampler.on_update]
+        self._latest: tuple[str, Version] | None = None  # manifest, version
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Fleet:
+        token = os.environ.get("INTELLECT_JAX_ADMIN_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def wait_ready(self, timeout: float) -> None:
+        """Until every server answers its health check; raises FleetError after ``timeout`` seconds."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        for server in self._servers.all:
+            while not await self._healthy(server):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise FleetError(f"{server.url} was not ready within {timeout:.0f} s")
+                await asyncio.sleep(_READY_EVERY)
+
+    async def generate(self, token_ids: Sequence[int], sampling_params: dict[str, Any], seed: int | None) -> Generation:
+        """Samples a continuation of ``token_ids``.
+
+        Raises RequestRefused, BadGeneration for an answer that must not be trained on, FleetError when every try failed
+        and TimeoutError when no server had room.
+        """
+        params = {**sampling_params, "logprobs": 1} | ({} if seed is None else {"seed": seed})
+        body = {"model": "policy", "token_ids": list(token_ids), "sampling_params": params, "stream": False}
+        failures = []
+        for attempt in range(self._attempts):
+            async with self._servers.least_loaded(self._timeout) as server:
+                try:
+                    answer = await self._post(server, "/inference/v1/generate", body)
+                except _ServerFailed as error:
+                    failures.append(str(error))
+                    await self._recover(server, error, _BACKOFF * 2**attempt)
+                    continue
+            return parse_generation(answer, len(token_ids), sampling_params)
+        raise FleetError(f"generation failed {self._attempts} times: {'; '.join(failures)}")
+
+    async def update(self, manifest_path: Path, version: Version) -> None:
+        """Makes ``version`` the policy of every server; raises FleetError when none took it.
+
+        A server that did not is left alone for a while and tried again with the next version.
+        """
+        self._latest = (str(manifest_path), version)
+        outcomes = await asyncio.gather(*(self._try_update(server) for server in self._servers.all))
+        failures = [failure for failure in outcomes if failure]
+        for failure in failures:
+            log.warning("version %s: %s", version, failure)
+        if len(failures) == len(outcomes):
+            raise FleetError(f"no server took version {version}: {'; '.join(failures)}")
+
+    async def _try_update(self, server: Server) -> str | None:
+        """What went wrong, or None."""
+        try:
+            await self._install(server)
+        except (_ServerFailed, RequestRefused) as error:
+            self._servers.rest(server, _BACKOFF)
+            return str(error)
+        return None
+
+    async def _install(self, server: Server) -> None:
+        """Brings a server to the latest version unless it has it."""
+        async with server.updating:
+            if self._latest is None or server.version == self._latest[1]:
+                return
+            manifest, version = self._latest
+            await self._post(server, f"/pause?{self._pause}")
+            try:
+                await self._post(server, "/start_weight_update")
+                await self._post(server, "/update_weights", {"update_info": {"manifest": manifest}})
+                await self._post(server, "/finish_weight_update", {"weight_version": str(version)})
+                server.version = version
+            finally:
+                await self._post(server, "/resume")
+
+    async def _recover(self, server: Server, error: _ServerFailed, pause: float) -> None:
+        if error.code == "no_weights" and self._latest:
+            server.version = None
+            if await self._try_update(server) is None:
+                return
+        self._servers.rest(server, pause)
+
+    async def _healthy(self, server: Server) -> bool:
+        assert self._session is not None
+        try:
+            async with self._session.get(f"{server.url}/health", timeout=aiohttp.ClientTimeout(5)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def _post(self, server: Server, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON answer; raises _ServerFailed for what another try may mend, RequestRefused for what none will."""
+        assert self._session is not None, "use `async with`"
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        try:
+            async with self._session.post(server.url + path, json=body or {}, timeout=timeout) as response:
+                answer = await response.json(content_type=None)
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise _ServerFailed(f"{server.url}{path}: {error!r}") from error
+        if status == 200:
+            return answer or {}
+        problem = answer.get("error", {}) if isinstance(answer, dict) else {}
+        text = f"{server.url}{path} answered {status}: {problem.get('message', answer)}"
+        if 400 <= status < 500:
+            raise RequestRefused(text)
+        raise _ServerFailed(text, problem.get("code", ""))
+
+
+class _ServerFailed(Exception):
+    def __init__(self, message: str, code: str = ""):
+        super().__init__(message)
+        self.code = code
+
+
+__all__ = ["BadGeneration", "Fleet", "FleetError", "Generation", "RequestRefused"]
