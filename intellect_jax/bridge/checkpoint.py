@@ -63,8 +63,8 @@ class Checkpoints:
         if not self._manager.save(step, args=items, force=True):
             raise CheckpointError(f"{self.folder}: step {step} was not saved")
 
-    def restore(self, abstract_state: Any, *, partial: bool = False) -> Restored | None:
-        """The newest checkpoint that is whole, or None when there is none at all.
+    def restore(self, abstract_state: Any, *, partial: bool = False, step: int | None = None) -> Restored | None:
+        """The newest checkpoint that is whole (or that of ``step``), or None when there is none at all.
 
         ``abstract_state``: pytree of jax.ShapeDtypeStruct; leaves without a sharding go to the first device.
         ``partial``: it names only a part of the saved state. Damaged checkpoints newer than the one returned are
@@ -72,18 +72,18 @@ class Checkpoints:
         whole but of another architecture.
         """
         damaged: list[int] = []
-        for step in self.steps()[::-1]:
+        for candidate in self.steps()[::-1] if step is None else [step]:
             try:
-                verify(self.folder / str(step))
+                verify(self.folder / str(candidate))
             except Damaged as error:
-                log.error("checkpoint %d is damaged and skipped: %s", step, error)
-                damaged.append(step)
+                log.error("checkpoint %d is damaged and skipped: %s", candidate, error)
+                damaged.append(candidate)
                 continue
-            restored = self._read(step, abstract_state, partial)
+            restored = self._read(candidate, abstract_state, partial)
             self._set_aside(damaged)
             return restored
         if damaged:
-            raise CheckpointError(f"every checkpoint in {self.folder} is damaged: {damaged}")
+            raise CheckpointError(f"no checkpoint to use in {self.folder}: {damaged} damaged")
         return None
 
     def steps(self) -> list[int]:

@@ -20,6 +20,7 @@ from intellect_jax.bridge import families
 from intellect_jax.bridge.families import hf_config
 from intellect_jax.bridge.families.table import Entry
 from intellect_jax.bridge.tokenizer import load_tokenizer
+from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.transport import safetensors_file
 from intellect_jax.transport.safetensors_file import DTYPES
@@ -76,21 +77,30 @@ def from_hf(read: Read, names: Iterable[str], cfg: ModelConfig, dtype: str = "fl
 
 
 def load_config(path: str | Path) -> ModelConfig:
-    """The policy's shape from a Hugging Face folder; raises ValueError when it is no such folder or not supported."""
-    file = Path(path) / "config.json"
+    """The policy's shape from a Hugging Face folder; raises UserError when it is no such folder or not supported."""
     try:
-        values = json.loads(file.read_text())
+        values = json.loads((Path(path) / "config.json").read_text())
+        return families.named(values.get("model_type", "")).from_hf_config(hf_config.HFConfig(values))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a Hugging Face model folder: {error}") from error
-    return families.named(values.get("model_type", "")).from_hf_config(hf_config.HFConfig(values))
+        raise UserError(f"cannot load the model in {path}: {error}") from error
 
 
 def load_pretrained_params(path: str | Path, dtype: str = "float32") -> tuple[Params, ModelConfig]:
-    """(parameter tree in numpy, config) of a Hugging Face folder, one file or sharded; raises ValueError."""
+    """(parameter tree in numpy, config) of a Hugging Face folder, one file or sharded.
+
+    Raises UserError when the folder lacks something, is damaged, or its tensors are not those of its config.
+    """
     cfg = load_config(path)
+    try:
+        return _load_params(Path(path), cfg, dtype), cfg
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the model in {path}: {error}") from error
+
+
+def _load_params(folder: Path, cfg: ModelConfig, dtype: str) -> Params:
     stored = {
         name: (file, where)
-        for file in _weight_files(Path(path))
+        for file in _weight_files(folder)
         for name, where in safetensors_file.read_header(file).items()
     }
     maps = {file: np.memmap(file, np.uint8, "r") for file, _ in stored.values()}
@@ -99,7 +109,7 @@ def load_pretrained_params(path: str | Path, dtype: str = "float32") -> tuple[Pa
         file, where = stored[name]
         return maps[file][where.start : where.stop].view(DTYPES[where.dtype]).reshape(where.shape)
 
-    return from_hf(read, stored, cfg, dtype), cfg
+    return from_hf(read, stored, cfg, dtype)
 
 
 def save_pretrained(

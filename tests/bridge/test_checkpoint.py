@@ -118,6 +118,15 @@ def test_a_damaged_newest_is_skipped_and_said_so(copy, caplog, how):
     assert sorted(path.name for path in copy.iterdir()) == ["1", "2", "damaged-2-0"]
 
 
+def test_a_step_can_be_asked_for(copy):
+    checkpoints = Checkpoints(copy, read_only=True)
+    assert checkpoints.restore(abstract(make_state(0)), step=1).step == 1
+    damage_largest(copy / "1", "flipped")
+    with pytest.raises(CheckpointError, match=r"\[1\] damaged"):
+        checkpoints.restore(abstract(make_state(0)), step=1)
+    checkpoints.close()
+
+
 def test_looking_on_changes_nothing(copy):
     damage_largest(copy / "2", "flipped")
     assert restore(copy, read_only=True).step == 1
@@ -139,7 +148,7 @@ def test_every_file_of_state_and_ledger_is_guarded(copy):
 def test_all_damaged_is_an_error_and_nothing_is_moved(copy):
     for step in ("1", "2"):
         damage_largest(copy / step, "truncated")
-    with pytest.raises(CheckpointError, match=r"every checkpoint.*\[2, 1\]"):
+    with pytest.raises(CheckpointError, match=r"\[2, 1\] damaged"):
         restore(copy)
     assert sorted(path.name for path in copy.iterdir()) == ["1", "2"]
 

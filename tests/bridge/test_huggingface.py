@@ -9,6 +9,7 @@ import pytest
 
 from intellect_jax.bridge.huggingface import from_hf, load_config, load_pretrained_params, save_pretrained, to_hf
 from intellect_jax.bridge.tokenizer import load_tokenizer, write_character_tokenizer
+from intellect_jax.errors import UserError
 from intellect_jax.models.transformer import abstract_params
 from intellect_jax.transport.safetensors_file import DTYPES
 from intellect_jax.transport.weights import WeightStore
@@ -158,7 +159,7 @@ def write_config(folder, **changes):
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         load_config(write_config(tmp_path / "model", **changes))
 
 
@@ -171,7 +172,7 @@ def test_config_reads_both_ways_of_writing_rope_and_knows_the_defaults(tmp_path)
 
 
 def test_damaged_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is not a Hugging Face model folder"):
+    with pytest.raises(UserError, match=r"cannot load the model in .*nowhere"):
         load_config(tmp_path / "nowhere")
     folder = tmp_path / "model"
     save_pretrained(random_params(SMALL), SMALL, folder)
@@ -179,8 +180,8 @@ def test_damaged_folders_are_refused(tmp_path):
     content = file.read_bytes()
     for damaged in (b"", content[:50], content[:-1], content[:8] + b"x" + content[9:]):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"model\.safetensors"):
+        with pytest.raises(UserError, match=r"model\.safetensors"):
             load_pretrained_params(folder)
     file.unlink()
-    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
+    with pytest.raises(UserError, match=r"lacks model\.safetensors"):
         load_pretrained_params(folder)

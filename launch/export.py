@@ -1,0 +1,39 @@
+"""``python -m launch export``: a run's checkpoint as a Hugging Face folder that transformers and vLLM load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from intellect_jax.bridge.checkpoint import Checkpoints
+from intellect_jax.bridge.huggingface import save_pretrained
+from intellect_jax.errors import UserError
+from intellect_jax.models.transformer import abstract_params
+from intellect_jax.trainer.setup import model_config
+
+
+def main(config: ConfigDict, run_dir: Path, out_dir: Path, checkpoint: str = "") -> int:
+    """Writes ``out_dir`` from the checkpoint of step ``checkpoint`` (empty: the newest whole one); returns 0.
+
+    A run that is going on is not disturbed. Raises UserError when there is no such checkpoint.
+    """
+    checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
+    step = _step(checkpoints.steps(), checkpoint, run_dir)
+    cfg = model_config(config, run_dir)
+    restored = checkpoints.restore({"params": abstract_params(cfg)}, partial=True, step=step)
+    checkpoints.close()
+    if restored is None:
+        raise UserError(f"{run_dir} has no checkpoint to export")
+    params = restored.state["params"]
+    save_pretrained(params, cfg, out_dir, dtype=config.export.dtype, tokenizer_dir=run_dir / "tokenizer")
+    print(f"step {restored.step} of {run_dir} as {config.export.dtype} in {out_dir}")
+    return 0
+
+
+def _step(saved: list[int], asked: str, run_dir: Path) -> int | None:
+    if not asked:
+        return None
+    if not asked.isdecimal() or int(asked) not in saved:
+        raise UserError(f"--checkpoint={asked}: {run_dir} has checkpoints of steps {saved}")
+    return int(asked)

@@ -1,1 +1,0 @@
-"""Being here, in a package, puts the repository on the import path: tests find helpers as ``tests.policies``."""
