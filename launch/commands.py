@@ -76,7 +76,7 @@ def export(arguments: Arguments) -> int:
     from launch.export import main  # only now: it imports JAX
 
     out = Path(arguments.out) if arguments.out else resolved.run_dir / "export"
-    return main(resolved.config, resolved.run_dir, out)
+    return main(resolved.config, resolved.run_dir, out, arguments.checkpoint)
 
 
 def role(arguments: Arguments) -> int:
@@ -114,7 +114,7 @@ def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) ->
         summary = write_summary(resolved.run_dir)
     if code == DONE or summary["steps"] or summary["sft_steps"]:
         next_command = _next_command(arguments, resolved.run_dir, code)
-        print("\n".join(closing_lines(summary, str(resolved.run_dir), next_command)))
+        print("\n".join(closing_lines(summary, resolved.run_dir, next_command, code == DONE)))
     return code
 
 

@@ -60,11 +60,12 @@ def environment(config: ConfigDict, role: str) -> dict[str, str]:
 def run(role: str, config: ConfigDict, run_dir: Path, index: int) -> int:
     """Runs one role in this process; returns its exit code. What ends it badly stands in the log after FATAL."""
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.WARNING,  # of libraries; Orbax alone says a hundred things a checkpoint
         stream=sys.stderr,
         format=f"%(asctime)s.%(msecs)03d %(levelname)s {role}: %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
     )
+    logging.getLogger("intellect_jax").setLevel(logging.INFO)
     os.environ |= environment(config, role)
     try:
         main = importlib.import_module(ENTRY_POINTS[role]).main

@@ -161,8 +161,8 @@ class Supervisor:
             self._say(f"{what}: it does not stay up, so the run ends")
             self._explain_failure(now)
             return FAILED
-        reason = words.splitlines()[-1][:200] if words else "nothing in its log"
-        self._say(f"{what}; starting it again in {delay:.1f} s ({reason})")
+        reason = f": {words.splitlines()[-1][:200]}" if exit_code > 0 and words else ""  # a kill leaves no word
+        self._say(f"{what}{reason}; starting it again in {delay:.1f} s")
         role.restart_at = now + delay
         return None
 

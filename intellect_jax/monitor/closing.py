@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from intellect_jax.monitor.text import duration
 
+CONTENTS = ("summary.json", "metrics.jsonl", "logs/", "rollouts/", "checkpoints/")
 
-def closing_lines(summary: dict[str, Any], run_dir: str, next_command: str) -> list[str]:
+
+def closing_lines(summary: dict[str, Any], run_dir: Path, next_command: str, done: bool = True) -> list[str]:
     """What happened, where things are, and what to do next. ``summary`` as of :func:`summary.summarize`."""
-    lines = [f"{_what(summary)} in {duration(summary['wall_seconds'])}"]
+    lines = [f"{'Done' if done else 'Ended early'}: {_what(summary)} in {duration(summary['wall_seconds'])}"]
     if summary["eval_reward_before_rl"] is not None or summary["eval_reward_after_rl"] is not None:
         lines += [f"  held-out reward       {_change(summary, 'eval_reward')}"]
         if summary["eval_exact_before_rl"] is not None or summary["eval_exact_after_rl"] is not None:
@@ -23,7 +26,8 @@ def closing_lines(summary: dict[str, Any], run_dir: str, next_command: str) -> l
             f"  trainer               {_number(summary['trainer_tokens_per_second'])} tokens/s while it computes",
             f"    waiting             {_percent(summary['trainer_idle_fraction'])} of its time",
         ]
-    lines += [f"  run                   {run_dir}: summary.json, metrics.jsonl, logs/, rollouts/, checkpoints/"]
+    there = ", ".join(name for name in CONTENTS if (run_dir / name.rstrip("/")).exists())
+    lines += [f"  run                   {run_dir}: {there}"]
     if summary["export_dir"]:
         lines += [f"  Hugging Face model    {summary['export_dir']}"]
     return [*lines, f"next: {next_command}"]
@@ -31,7 +35,7 @@ def closing_lines(summary: dict[str, Any], run_dir: str, next_command: str) -> l
 
 def _what(summary: dict[str, Any]) -> str:
     kinds = [(summary["sft_steps"], "supervised"), (summary["steps"], "RL")]
-    return " and ".join(f"{count:,} {kind} steps" for count, kind in kinds if count) or "No step was taken"
+    return " and ".join(f"{count:,} {kind} steps" for count, kind in kinds if count) or "no step"
 
 
 def _change(summary: dict[str, Any], name: str) -> str:

@@ -102,8 +102,7 @@ class Console:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + self._interval
-        for row in self._tail.new_rows():
-            self._progress.add(row)
+        self._read()
         if self._live:
             self._draw()
         else:
@@ -116,9 +115,15 @@ class Console:
         self._stream.flush()
 
     def finish(self) -> None:
-        """Takes the live line away."""
+        """Leaves the last state as a plain line."""
+        self._read()
         self._clear()
+        self._print_if_new()
         self._stream.flush()
+
+    def _read(self) -> None:
+        for row in self._tail.new_rows():
+            self._progress.add(row)
 
     def _print_if_new(self) -> None:
         parts = self._progress.parts(time.time())

@@ -26,7 +26,8 @@ class Metrics:
         self._role = role
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         if _ends_torn(path):
-            os.write(self._descriptor, b"\n")  # so that the torn row spoils no other
+            # So that the torn row spoils no other. Where another process was just writing, it makes an empty line.
+            os.write(self._descriptor, b"\n")
 
     def log(self, step: int | None, values: Mapping[str, Any]) -> None:
         """Appends a row. Values are numbers, arrays of one element included; raises OSError when the disk is full."""

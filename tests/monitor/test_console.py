@@ -95,3 +95,12 @@ def test_no_colours_when_they_are_unwanted(tmp_path, monkeypatch):
 @pytest.mark.parametrize("seconds, text", [(41.6, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_last_state_stays(tmp_path):
+    out = io.StringIO()
+    console = Console(Progress(0, 100), tmp_path, out)
+    console.tick()
+    Metrics(tmp_path, "trainer").log(7, {"reward/mean": 0.25})
+    console.finish()
+    assert out.getvalue() == "starting\nstep 7/100  reward 0.250\n"

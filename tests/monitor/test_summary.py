@@ -43,7 +43,9 @@ def test_all_keys_are_there_even_when_nothing_happened(summarize, tmp_path):
     assert set(KEYS.replace("\n", " ").replace(",", " ").split()) <= summary.keys()
     assert summary["eval_reward_after_rl"] is None and summary["stale_token_fraction"] is None
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    assert closing_lines(summary, "runs/x", "again")
+    assert closing_lines(summary, tmp_path, "again")[-2:] == [
+        f"  run                   {tmp_path}: summary.json, metrics.jsonl", "next: again",
+    ]  # fmt: skip
 
 
 def test_sums_over_a_run(summarize, tmp_path):
