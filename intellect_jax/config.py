@@ -114,6 +114,7 @@ SCHEMA: dict[str, Any] = {
     "sft": {
         "steps": Key(0, "supervised steps before RL (0: none)", at_least(0)),
         "data": Key("", "JSONL, Parquet, or tfds:<name>/<split> with prompt/completion or messages"),
+        "microbatches": Key(1, "microbatches of one supervised step", at_least(1)),
         "learning_rate": Key(1e-3, "peak learning rate", above(0)),
         "warmup_steps": Key(10, "steps of linear warm-up", at_least(0)),
         "decay_steps": Key(0, "last steps over which the rate falls linearly to 0 (0: constant)", at_least(0)),

@@ -79,6 +79,11 @@ RULES: tuple[Rule, ...] = (
         "at most every layer can be dense",
     ),
     Rule(
+        ("sft.microbatches", "trainer.microbatch_buckets"),
+        lambda c: c.sft.microbatches > max(c.trainer.microbatch_buckets),
+        "a supervised step must fit the largest microbatch bucket",
+    ),
+    Rule(
         ("sft.steps", "sft.data"),
         lambda c: c.sft.steps > 0 and not c.sft.data,
         "supervised steps need data",

@@ -81,7 +81,8 @@ class Rollout:
         inner = {node.parent for node in self.nodes}
         paths = []
         for leaf in (i for i in range(len(self.nodes)) if i not in inner):
-            path, at = [], leaf
+            path: list[Node] = []
+            at: int | None = leaf
             while at is not None:
                 path.append(self.nodes[at])
                 at = self.nodes[at].parent
@@ -134,10 +135,10 @@ STREAMS: tuple[tuple[str, Any, float], ...] = (
 
 @dataclass
 class PackedBatch:
-    """The arrays of one trainer step, each [M, R, S] (``routed_experts``: [M, R, S, L, K]), as in DESIGN's *packed batch*.
+    """The arrays of one trainer step, each [M, R, S]; ``routed_experts`` is [M, R, S, L, K] where present.
 
-    ``segment_ids`` is 0 on padding and counts samples from 1 in each row. ``staleness`` is (step - 1) minus the version
-    that wrote the token, -1 where the policy wrote nothing.
+    ``segment_ids`` is 0 on padding and counts samples from 1 in each row. ``staleness`` is (step - 1) minus the
+    version that wrote the token, -1 where the policy wrote nothing.
     """
 
     step: int

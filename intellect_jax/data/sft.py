@@ -13,20 +13,31 @@ from intellect_jax.data.chat import render_training
 from intellect_jax.data.records import open_source, to_messages
 from intellect_jax.types import STREAMS, PackedBatch
 
+# Stream of a batch -> what grain's packing calls it.
+PACKED = {
+    "tokens": "tokens",
+    "positions": "tokens_positions",
+    "segment_ids": "tokens_segment_ids",
+    "loss_mask": "loss_mask",
+}
+
 
 def sft_batches(config: ConfigDict, tokenizer: Any, *, seed: int, start_step: int = 0) -> Iterator[PackedBatch]:
     """Batches ``start_step + 1``, … without end, the same for the same ``seed`` however often it is resumed.
 
-    Every epoch of ``config.sft.data`` has its own order. A batch fills the largest seq bucket times ``trainer.rows``
-    times the smallest microbatch bucket; it ends at the first record that fits into none of its rows, which opens the
-    next. Loss on the assistant's tokens only, as cross-entropy: ``ce_weight`` is 1 on every record's tokens.
+    Every epoch of ``config.sft.data`` has its own order. A batch fills ``sft.microbatches`` times ``trainer.rows`` rows
+    of the largest seq bucket, and has empty microbatches up to the next bucket; it ends at the first record that fits
+    into none of its rows, which opens the next. Loss on the assistant's tokens only, as cross-entropy: ``ce_weight`` is
+    1 on every record's tokens.
 
     Raises ValueError at once when there is no such source, and at the batch with a record that is malformed or longer
     than a row, naming the file and the line.
     """
     trainer = config.trainer
-    shape = (min(trainer.microbatch_buckets), trainer.rows, max(trainer.seq_buckets))
-    packed = _pipeline(config.sft.data, tokenizer, seed, rows=shape[0] * shape[1], seq=shape[2])
+    filled = config.sft.microbatches
+    bucket = next(m for m in trainer.microbatch_buckets if m >= filled)
+    shape = (bucket, trainer.rows, max(trainer.seq_buckets))
+    packed = _pipeline(config.sft.data, tokenizer, seed, rows=filled * shape[1], seq=shape[2])
     return (_to_batch(step, arrays, shape) for step, arrays in enumerate(packed, start=1) if step > start_step)
 
 
@@ -54,9 +65,8 @@ def _pipeline(data: str, tokenizer: Any, seed: int, *, rows: int, seq: int) -> g
 
 def _to_batch(step: int, packed: dict[str, np.ndarray], shape: tuple[int, int, int]) -> PackedBatch:
     arrays = {name: np.full(shape, fill, dtype) for name, dtype, fill in STREAMS}
-    arrays["tokens"][:] = packed["tokens"].reshape(shape)
-    arrays["positions"][:] = packed["tokens_positions"].reshape(shape)
-    arrays["segment_ids"][:] = packed["tokens_segment_ids"].reshape(shape)
-    arrays["loss_mask"][:] = packed["loss_mask"].reshape(shape)
+    for name, source in PACKED.items():
+        rows = packed[source].reshape(-1, *shape[1:])
+        arrays[name][: len(rows)] = rows
     arrays["ce_weight"][:] = arrays["segment_ids"] > 0
     return PackedBatch(step, arrays)

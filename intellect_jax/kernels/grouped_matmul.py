@@ -1,7 +1,7 @@
 """Mixture-of-experts matmuls in time proportional to the tokens routed, without dropping any.
 
-Tokens are sorted by expert and each expert's rows padded to whole blocks, so that a grouped matmul is a batched one over
-blocks with gathered weights. ``jax.lax.ragged_dot`` would compute every expert densely on a CPU (40-70 times slower).
+Tokens are sorted by expert and each expert's rows padded to whole blocks, so that a grouped matmul is a batched one
+over blocks with gathered weights. ``jax.lax.ragged_dot`` computes every expert densely on a CPU (40-70 times slower).
 
 Shape suffixes: T tokens, K experts per token, E experts, P padded rows, N blocks of M rows, D in, F out.
 """
@@ -51,7 +51,7 @@ def plan(expert_ids: Int[Array, "t k"], experts: int, rows: int) -> Plan:
 
 @jax.custom_vjp
 def dispatch(x: Float[Array, "t d"], plan: Plan) -> Float[Array, "p d"]:
-    """Copies each token to its padded rows; empty rows are zero. Both directions are gathers: a scatter is slow on CPU."""
+    """Copies each token to its padded rows, zero where empty. Both directions gather: a scatter is slow on CPU."""
     return jnp.concatenate([x, jnp.zeros_like(x[:1])])[plan.source]
 
 

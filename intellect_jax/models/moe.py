@@ -1,4 +1,4 @@
-"""Mixture of experts with a sigmoid router, as in GLM-4.5 (HF: Glm4MoeMoE, after DeepSeek-V3, arXiv 2412.19437, section 2.1)."""
+"""Mixture of experts with a sigmoid router (HF: Glm4MoeMoE; DeepSeek-V3, arXiv 2412.19437, section 2.1)."""
 
 from __future__ import annotations
 

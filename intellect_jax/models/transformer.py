@@ -115,11 +115,13 @@ def _at(tree: Any, path: tuple) -> Any:
 def init_params(cfg: ModelConfig, seed: int) -> Params:
     """Fresh float32 parameters: normal(0, initializer_range), norms 1, biases 0."""
 
-    def build() -> Params:
-        with nnx.use_eager_sharding(False):
-            return nnx.to_pure_dict(nnx.state(Transformer(cfg, nnx.Rngs(params=seed))))
+    return _init(cfg, jax.random.key(seed))
 
-    return jax.jit(build)()
+
+@partial(jax.jit, static_argnums=0)
+def _init(cfg: ModelConfig, key: Array) -> Params:
+    with nnx.use_eager_sharding(False):
+        return nnx.to_pure_dict(nnx.state(Transformer(cfg, nnx.Rngs(params=key))))
 
 
 def abstract_params(cfg: ModelConfig) -> Params:

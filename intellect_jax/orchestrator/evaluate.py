@@ -1,0 +1,42 @@
+"""Held-out evaluation through the same rollout path as training."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+
+from intellect_jax.orchestrator.rollouts import RolloutRunner
+from intellect_jax.types import Rollout, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rollouts of the held-out prompts, in their order; failed ones count as reward 0."""
+
+    rollouts: list[Rollout]
+
+    def metrics(self) -> dict[str, float]:
+        """Means over all prompts, per ``eval/`` name; reward's per environment too when there are several."""
+        names = sorted({name for r in self.rollouts for name in r.metrics})
+        means = {f"eval/{n}": float(np.mean([r.metrics.get(n, 0.0) for r in self.rollouts])) for n in names}
+        reward = float(np.mean([r.reward or 0.0 for r in self.rollouts]))
+        counts = {"eval/prompts": len(self.rollouts), "eval/failed": sum(r.error is not None for r in self.rollouts)}
+        return {"eval/reward": reward, **means, **counts}
+
+
+def eval_tasks(sizes: dict[str, int], prompts: int) -> list[Task]:
+    """The first held-out examples of every environment in turn, at most ``prompts`` in all."""
+    longest = max(sizes.values(), default=0)
+    every = [(env, i) for i in range(longest) for env, size in sizes.items() if i < size]
+    return [Task(k, env, "eval", i) for k, (env, i) in enumerate(every[:prompts])]
+
+
+async def evaluate(runner: RolloutRunner, tasks: list[Task], temperature: float) -> Evaluation:
+    """One rollout per task, all together: the fleet client bounds what is in flight."""
+
+    async def one(task: Task) -> Rollout:
+        return await runner.run(task, await runner.prompt(task), 0, temperature)
+
+    return Evaluation(list(await asyncio.gather(*(one(task) for task in tasks))))

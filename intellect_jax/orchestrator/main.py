@@ -1,0 +1,170 @@
+"""The orchestrator role: one asyncio process, no accelerator, that turns tasks into batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from intellect_jax.bridge.tokenizer import load_tokenizer
+from intellect_jax.monitor.metrics import Metrics
+from intellect_jax.orchestrator.batching import batch_metrics, make_batch
+from intellect_jax.orchestrator.curriculum import Curriculum
+from intellect_jax.orchestrator.evaluate import eval_tasks, evaluate
+from intellect_jax.orchestrator.fleet import Fleet
+from intellect_jax.orchestrator.groups import Group, run_group
+from intellect_jax.orchestrator.records import write_rollouts
+from intellect_jax.orchestrator.rollouts import RolloutRunner
+from intellect_jax.orchestrator.scheduler import Scheduler
+from intellect_jax.transport.batches import BatchServer
+from intellect_jax.transport.jobs import JobPool
+from intellect_jax.transport.weights import WeightStore
+from intellect_jax.types import Version
+
+log = logging.getLogger(__name__)
+
+
+def main(config: ConfigDict, run_dir: Path) -> int:
+    """Runs until the trainer is done and the last version is evaluated."""
+    asyncio.run(_run(config, run_dir))
+    return 0
+
+
+async def _run(config: ConfigDict, run_dir: Path) -> None:
+    async with AsyncExitStack() as stack:
+        fleet = await stack.enter_async_context(Fleet(config.sampler.urls, config))
+        jobs = await stack.enter_async_context(
+            JobPool(config.environments.address, max_attempts=config.orchestrator.max_attempts)
+        )
+        await fleet.wait_ready(config.launch.start_timeout)
+        orchestrator = Orchestrator(config, run_dir, fleet, jobs)
+        await orchestrator.prepare()
+        if config.eval.only:
+            await orchestrator.evaluate_once()
+        else:
+            await orchestrator.train()
+
+
+class Orchestrator:
+    """Wires the components together; each of them states its own invariants."""
+
+    def __init__(self, config: ConfigDict, run_dir: Path, fleet: Fleet, jobs: JobPool):
+        self.config, self.run_dir, self.fleet, self.jobs = config, run_dir, fleet, jobs
+        self.metrics = Metrics(run_dir, "orchestrator")
+        replay = config.trainer.router_replay and config.sampler.backend == "jax"
+        self.runner = RolloutRunner(config, load_tokenizer(run_dir / "tokenizer"), fleet, jobs, replay)
+        self.background: set[asyncio.Task[Any]] = set()
+
+    async def prepare(self) -> None:
+        """Asks the environments for their sizes."""
+        timeout = self.config.environments.timeout
+        names = [env["name"] for env in self.config.envs]
+        self.train_sizes = {n: await self.jobs.call(n, "size", {"split": "train"}, timeout) for n in names}
+        self.eval_sizes = {n: await self.jobs.call(n, "size", {"split": "eval"}, timeout) for n in names}
+
+    async def train(self) -> None:
+        """Serves trainers until one says that it is done, then evaluates the last version."""
+        ratios = {env["name"]: env["ratio"] for env in self.config.envs}
+        curriculum = Curriculum(self.config.seed, ratios, self.train_sizes)
+        queue_size = self.config.orchestrator.queue_size
+        self.server = BatchServer(self.config.orchestrator.address, queue_size, lambda: self.scheduler.changed.set())
+        self.scheduler = Scheduler(
+            self.config, curriculum, lambda task: run_group(self.runner, self.config, task), self.cut, self.server.full
+        )
+        serving = asyncio.create_task(self.server.serve())
+        following = asyncio.create_task(self.follow_trainer())
+        scheduling = asyncio.create_task(self._schedule())
+        try:
+            await _first_of(following, serving, scheduling)
+        finally:
+            for task in (serving, scheduling, following, *self.background):
+                task.cancel()
+            self.scheduler.cancel_running()
+            self.server.close()
+
+    async def follow_trainer(self) -> None:
+        """Handles what the trainer says, in order; returns when it is done."""
+        final = Version(-1, -1)
+        while True:
+            message = await self.server.messages.get()
+            if message["type"] == "done":
+                break
+            final = Version.parse(message["version"])
+            if message["type"] == "hello":
+                await self._restart(final, message["ledger"])
+            await self._serve_version(final, Path(message["manifest"]))
+        await self.evaluate(final, is_final=True)
+
+    async def cut(self, step: int, groups: list[Group]) -> None:
+        """Makes batch ``step`` of the groups and queues it with the ledger as of now."""
+        metrics = batch_metrics(groups, self.scheduler.dropped, self.server.queued)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        await asyncio.to_thread(write_rollouts, self.run_dir / "rollouts", f"step-{step:06d}", rollouts)
+        batch = await asyncio.to_thread(make_batch, step, groups, self.config, self._routed_shape(groups))
+        batch.info = {"metrics": metrics, "ledger": self.scheduler.ledger()}
+        self.metrics.log(step, metrics)
+        await self.server.offer(batch)
+
+    async def evaluate(self, version: Version, *, is_final: bool = False) -> None:
+        """Evaluates what the fleet serves and logs it under ``version``."""
+        tasks = eval_tasks(self.eval_sizes, self.config.eval.prompts)
+        evaluation = await evaluate(self.runner, tasks, self.config.eval.temperature)
+        metrics = evaluation.metrics()
+        name = f"eval-{version.number:06d}"
+        await asyncio.to_thread(write_rollouts, self.run_dir / "rollouts", name, evaluation.rollouts)
+        self.metrics.log(version.number, {**metrics, "eval/version": version.number, "eval/final": int(is_final)})
+        log.info("evaluation of version %s: %s", version, metrics)
+
+    async def evaluate_once(self) -> None:
+        """`launch eval`: the newest of ``eval.weights``, or whatever the fleet serves."""
+        version = Version(0, 0)
+        if self.config.eval.weights:
+            store = WeightStore(self.config.eval.weights)
+            version = store.latest() or version
+            await self.fleet.update(store.manifest_path(version), version)
+        await self.evaluate(version, is_final=True)
+
+    async def _schedule(self) -> None:
+        """Runs the scheduler; again when a trainer that was restarted needs batches once more."""
+        while True:
+            await self.scheduler.run()
+            await self.scheduler.changed.wait()
+            self.scheduler.changed.clear()
+
+    async def _restart(self, version: Version, ledger: dict[str, Any]) -> None:
+        log.info("a trainer starts from version %s", version)
+        self.server.reset(version.number)
+        self.scheduler.restore(version, ledger)
+
+    async def _serve_version(self, version: Version, manifest: Path) -> None:
+        """Puts a version into the fleet; the first one, and every ``eval.every``-th, is evaluated."""
+        self.server.reason = f"waiting for the fleet to load version {version}"
+        await self.fleet.update(manifest, version)
+        first = self.scheduler.version is None
+        every = self.config.eval.every
+        if first and version.number == 0:
+            await self.evaluate(version)
+        elif not first and every and version.number % every == 0 and version.number < self.config.trainer.max_steps:
+            self._in_background(self.evaluate(version))
+        self.scheduler.set_version(version)
+        self.server.reason = "waiting for rollouts"
+
+    def _in_background(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    def _routed_shape(self, groups: list[Group]) -> tuple[int, int] | None:
+        routed = groups[0].rollouts[0].nodes[0].routed_experts
+        return None if routed is None else (routed.shape[1], routed.shape[2])
+
+
+async def _first_of(main: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
+    """Waits for ``main``; raises at once what ends any other task."""
+    done, _ = await asyncio.wait({main, *others}, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()

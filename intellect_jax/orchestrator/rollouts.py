@@ -1,0 +1,160 @@
+"""One rollout: prompt, generate, let the environment answer, score; tokens in, tokens out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from ml_collections import ConfigDict
+
+from intellect_jax.data.chat import extend, render_prompt
+from intellect_jax.orchestrator.fleet import Fleet, FleetError, RequestRefused
+from intellect_jax.orchestrator.generation import BadGeneration, Generation
+from intellect_jax.transport.jobs import JobError, JobPool, JobTimeout
+from intellect_jax.types import Node, Rollout, Sample, Task
+
+# What costs a rollout and never the step.
+FAILURES = (BadGeneration, FleetError, RequestRefused, TimeoutError, JobError, JobTimeout)
+
+
+def request_seed(run_seed: int, task: Task, sample_index: int) -> int:
+    """The sampler's seed of one rollout: a rerun samples the same; 31 bits."""
+    key = f"{run_seed}/{task.split}/{task.env}/{task.task_id}/{sample_index}"
+    return xxhash.xxh3_64_intdigest(key.encode()) & 0x7FFFFFFF
+
+
+@dataclass
+class RolloutRunner:
+    """Runs rollouts against the fleet and the environment workers; holds nothing of a single rollout."""
+
+    config: ConfigDict
+    tokenizer: Any
+    fleet: Fleet
+    jobs: JobPool
+    replay: bool  # ask the sampler for the experts of each token
+
+    async def prompt(self, task: Task) -> list[dict[str, Any]]:
+        """The task's opening messages."""
+        return await self._env(task, "prompt", {"split": task.split, "index": task.index})
+
+    async def run(self, task: Task, messages: list[dict[str, Any]], sample_index: int, temperature: float) -> Rollout:
+        """Plays one conversation to its end; a failure is data in ``Rollout.error``."""
+        rollout = Rollout(task, sample_index, lineage=-1, temperature=temperature, started=time.time())
+        state = {"split": task.split, "index": task.index, "messages": list(messages), "info": {}}
+        try:
+            await self._converse(rollout, state)
+            score = await self._env(task, "score", {"state": state})
+            rollout.reward, rollout.metrics = float(score["reward"]), score["metrics"]
+        except FAILURES as error:
+            rollout.error = f"{type(error).__name__}: {error}"
+        rollout.finished = time.time()
+        return rollout
+
+    async def _converse(self, rollout: Rollout, state: dict[str, Any]) -> None:
+        history = render_prompt(self.tokenizer, state["messages"])
+        rollout.nodes.append(Node("user", _last_text(state), history))
+        for turn in range(self.config.orchestrator.max_turns):
+            generation = await self._generate(rollout, history)
+            text = self._text(generation)
+            self._append_answer(rollout, generation, text)
+            state["messages"].append({"role": "assistant", "content": text})
+            if turn + 1 == self.config.orchestrator.max_turns or generation.finish_reason == "length":
+                return
+            reply = await self._env(rollout.task, "reply", {"state": state})
+            state["info"] = reply["info"]
+            if not reply["messages"]:
+                return
+            state["messages"].extend(reply["messages"])
+            history = self._extend_history(rollout, history + generation.token_ids, state)
+
+    def _extend_history(self, rollout: Rollout, history: list[int], state: dict[str, Any]) -> list[int]:
+        """Appends the new messages by exact prefix, or forks a branch where the template rewrites history."""
+        added = extend(self.tokenizer, history, state["messages"])
+        if added is not None:
+            rollout.nodes.append(Node("user", _last_text(state), added, parent=len(rollout.nodes) - 1))
+            return history + added
+        fresh = render_prompt(self.tokenizer, state["messages"])
+        rollout.nodes.append(Node("user", _last_text(state), fresh))
+        return fresh
+
+    async def _generate(self, rollout: Rollout, history: list[int]) -> Generation:
+        params = {
+            "max_tokens": self.config.orchestrator.max_new_tokens,
+            "temperature": rollout.temperature,
+            "stop_token_ids": [self.tokenizer.eos_token_id],
+            "return_routed_experts": self.replay,
+        }
+        seed = request_seed(self.config.seed, rollout.task, rollout.sample_index)
+        generation = await self.fleet.generate(history, params, seed)
+        if rollout.lineage not in (-1, generation.lineage):
+            raise BadGeneration(f"turns of one rollout come from lineages {rollout.lineage} and {generation.lineage}")
+        rollout.lineage = generation.lineage
+        rollout.finish_reason = generation.finish_reason
+        return generation
+
+    def _append_answer(self, rollout: Rollout, generation: Generation, text: str) -> None:
+        parent = len(rollout.nodes) - 1
+        answer = Node("assistant", text, generation.token_ids, parent, True, generation.logprobs, generation.versions)
+        rollout.nodes.append(answer)
+        if generation.routed_experts is not None:
+            _share_routes(rollout, generation.routed_experts)
+
+    def _text(self, generation: Generation) -> str:
+        ids = generation.token_ids
+        ids = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    async def _env(self, task: Task, method: str, payload: dict[str, Any]) -> Any:
+        return await self.jobs.call(task.env, method, payload, timeout=self.config.environments.timeout)
+
+
+def _last_text(state: dict[str, Any]) -> str:
+    return str(state["messages"][-1].get("content", ""))
+
+
+def _share_routes(rollout: Rollout, routes: np.ndarray) -> None:
+    """Gives the current branch's nodes their experts, int16 [history, L, K]; what a node has already stays.
+
+    The last sampled token was never fed back, so it has none yet: -1 until a later turn reads it.
+    """
+    path = rollout.branches()[-1]
+    missing = np.full((1, *routes.shape[1:]), -1, np.int16)
+    padded, start = np.concatenate([routes, missing]), 0
+    for node in path:
+        part = padded[start : start + len(node.token_ids)]
+        if node.routed_experts is None:
+            node.routed_experts = part.copy()
+        else:
+            unknown = node.routed_experts < 0
+            node.routed_experts[unknown] = part[unknown]
+        start += len(node.token_ids)
+
+
+def to_samples(rollout: Rollout, config: ConfigDict) -> list[Sample]:
+    """Every branch of a scored rollout as one training sample."""
+    return [_sample(path, rollout, config) for path in rollout.branches()]
+
+
+def _sample(path: list[Node], rollout: Rollout, config: ConfigDict) -> Sample:
+    tokens = np.concatenate([np.asarray(node.token_ids, np.int32) for node in path])
+    sampled = np.concatenate([np.full(len(node.token_ids), node.sampled) for node in path])
+    routes = [node.routed_experts for node in path]
+    known = [r for r in routes if r is not None]
+    return Sample(
+        tokens=tokens,
+        loss_mask=sampled,
+        advantages=np.where(sampled, rollout.advantage, 0.0).astype(np.float32),
+        sampler_logprobs=_along(path, "logprobs", 0.0, np.float32),
+        versions=_along(path, "versions", -1, np.int32),
+        temperature=rollout.temperature,
+        ce_weight=config.algorithm.ce_coef,
+        routed_experts=np.concatenate(known) if known and len(known) == len(routes) else None,
+    )
+
+
+def _along(path: list[Node], name: str, fill: float, dtype: Any) -> np.ndarray:
+    parts = [getattr(node, name) if node.sampled else [fill] * len(node.token_ids) for node in path]
+    return np.concatenate([np.asarray(part, dtype) for part in parts])

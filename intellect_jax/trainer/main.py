@@ -1,0 +1,78 @@
+"""The trainer role: supervised warm-up, then RL, then export."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from intellect_jax.bridge.checkpoint import Checkpoints
+from intellect_jax.bridge.huggingface import save_pretrained
+from intellect_jax.monitor.compilations import CompilationCounter
+from intellect_jax.monitor.metrics import Metrics
+from intellect_jax.trainer import setup
+from intellect_jax.trainer.rl import RLLoop
+from intellect_jax.trainer.setup import Trainer
+from intellect_jax.trainer.sft import run_sft
+from intellect_jax.trainer.step import TrainState
+from intellect_jax.transport.weights import WeightStore
+from intellect_jax.types import Version
+
+log = logging.getLogger(__name__)
+
+
+def main(config: ConfigDict, run_dir: Path) -> int:
+    """Trains until done or told to stop (SIGTERM: after the step in hand, with a checkpoint)."""
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    compilations = CompilationCounter()
+    trainer = setup.create(config, run_dir)
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    state, step, ledger = _start(trainer, checkpoints, run_dir)
+    if config.trainer.max_steps:
+        lineage = _next_lineage(run_dir)
+        loop = RLLoop(trainer, state, Version(lineage, step), ledger, run_dir)
+        loop.run(checkpoints, compilations, lambda: bool(stop))
+        state = loop.state
+        if stop:
+            return 0
+        _export(trainer, state, run_dir)
+        loop.client.done()
+        loop.client.close()
+    else:
+        checkpoints.wait()
+        _export(trainer, state, run_dir)
+    checkpoints.close()
+    return 0
+
+
+def _start(trainer: Trainer, checkpoints: Checkpoints, run_dir: Path) -> tuple[TrainState, int, dict]:
+    """The newest good checkpoint, or a fresh state after its supervised warm-up (saved as step 0)."""
+    restored = checkpoints.restore(trainer.abstract_state)
+    if restored is not None:
+        log.info("resuming after step %d", restored.step)
+        return TrainState(*restored.state), restored.step, restored.ledger
+    state = trainer.init_state()
+    if trainer.config.sft.steps:
+        metrics = Metrics(run_dir, "sft")
+        state = run_sft(trainer, state, run_dir, metrics)
+        metrics.close()
+        state = TrainState(state.params, trainer.optimizer.init(state.params))  # RL starts with fresh moments
+        checkpoints.save(0, state, {})
+    return state, 0, {}
+
+
+def _next_lineage(run_dir: Path) -> int:
+    """0 for a first start, else one more than any lineage that ever published."""
+    latest = WeightStore(run_dir / "weights").latest()
+    return 0 if latest is None else latest.lineage + 1
+
+
+def _export(trainer: Trainer, state: TrainState, run_dir: Path) -> None:
+    if trainer.config.export.enabled:
+        dtype = trainer.config.export.dtype
+        folder = run_dir / "export"
+        save_pretrained(state.params, trainer.cfg, folder, dtype=dtype, tokenizer_dir=run_dir / "tokenizer")
+        log.info("exported to %s", folder)

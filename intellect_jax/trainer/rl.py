@@ -1,0 +1,94 @@
+"""The RL loop: fetch batch n, step, publish version n, now and then a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from intellect_jax.bridge.checkpoint import Checkpoints
+from intellect_jax.bridge.huggingface import to_hf
+from intellect_jax.models.transformer import Params
+from intellect_jax.monitor.compilations import CompilationCounter
+from intellect_jax.monitor.metrics import Metrics
+from intellect_jax.trainer.optimizer import rl_rates
+from intellect_jax.trainer.report import rl_metrics
+from intellect_jax.trainer.setup import Trainer
+from intellect_jax.trainer.step import TrainState
+from intellect_jax.transport.batches import BatchClient
+from intellect_jax.transport.weights import WeightStore
+from intellect_jax.types import PackedBatch, Version
+
+log = logging.getLogger(__name__)
+
+
+class RLLoop:
+    """Owns the state between steps.
+
+    Invariants: batch n is trained exactly once in a lineage; version n is on disk before batch n+1 is asked for; a
+    checkpoint of step n holds the orchestrator's ledger as of the cut of batch n.
+    """
+
+    def __init__(self, trainer: Trainer, state: TrainState, version: Version, ledger: dict[str, Any], run_dir: Path):
+        config = trainer.config
+        self.trainer, self.state, self.version, self.ledger = trainer, state, version, ledger
+        self.rates = rl_rates(config.trainer.optimizer, config.trainer.max_steps)
+        self.store = WeightStore(run_dir / "weights", config.weights.keep)
+        self.metrics = Metrics(run_dir, "trainer")
+        self.client = BatchClient(config.orchestrator.address, timeout=config.trainer.batch_timeout)
+
+    def run(self, checkpoints: Checkpoints, compilations: CompilationCounter, stopping: Callable[[], bool]) -> None:
+        """Steps until ``trainer.max_steps``, or until ``stopping()`` says so; ends with a checkpoint."""
+        config = self.trainer.config
+        self.client.hello(self.version, str(self.publish()), self.ledger)
+        compilations.warm()
+        saved = checkpoints.steps()
+        while self.version.number < config.trainer.max_steps and not stopping():
+            self.one_step(compilations)
+            if config.checkpoint.every and self.version.number % config.checkpoint.every == 0:
+                self.save(checkpoints)
+        if self.version.number not in saved and self.version.number not in checkpoints.steps():
+            self.save(checkpoints)
+        checkpoints.wait()
+        self.metrics.close()
+
+    def one_step(self, compilations: CompilationCounter) -> None:
+        step = self.version.number + 1
+        start = time.time()
+        batch = self.client.next(step)
+        ready = time.time()
+        rate = float(self.rates[step - 1])
+        self.state, sums = self.trainer.step(self.state, batch, rate)
+        stepped = time.time()
+        self.version = Version(self.version.lineage, step)
+        self.ledger = batch.info["ledger"]
+        manifest = self.publish()
+        self.client.published(self.version, str(manifest), self.ledger)
+        self._log(batch, sums, start, ready, stepped, rate, compilations.after_warmup)
+
+    def publish(self) -> Path:
+        """Writes the current version to the weight store; returns its manifest."""
+        tensors = to_hf(self.state.params, self.trainer.cfg, self.trainer.config.weights.dtype)
+        return self.store.publish(self.version, tensors)
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        checkpoints.save(self.version.number, self.state, self.ledger)
+
+    def params(self) -> Params:
+        return self.state.params
+
+    def _log(self, batch: PackedBatch, sums, start, ready, stepped, rate, recompiled) -> None:
+        now = time.time()
+        times = {
+            "time/start": ready,
+            "time/end": stepped,
+            "time/wait_s": ready - start,
+            "time/step_s": stepped - ready,
+            "time/publish_s": now - stepped,
+            "optimizer/learning_rate": rate,
+            "compile/after_warmup": recompiled,
+            "version/lineage": self.version.lineage,
+        }
+        self.metrics.log(batch.step, {**rl_metrics(batch, sums), **times})

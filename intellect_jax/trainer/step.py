@@ -1,0 +1,133 @@
+"""One optimizer step over a packed batch: RL, cross-entropy and reference-KL terms, accumulated over microbatches.
+
+loss = sum over member tokens of (rl + ce + ref_kl), each component divided by its own count of member tokens in the
+whole batch. A token is a member of a component where ``loss_mask`` is set and the component's weight is not 0.
+
+Shape suffixes: M microbatches, R rows, S tokens of a row, L MoE layers, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from intellect_jax.algorithms.losses import LOSSES, Streams, reference_kl
+from intellect_jax.kernels.logprobs import token_logprobs
+from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.transformer import Params, forward, logits
+
+COMPONENTS = ("rl", "ce", "ref_kl")
+Batch = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    params: Params  # float32 masters
+    opt_state: optax.OptState
+
+
+class StepOptions(NamedTuple):
+    """What of the config the compiled step depends on."""
+
+    losses: tuple[tuple[str, ConfigDict], ...]  # (name, hyper-parameters), indexed by loss_id
+    compute_dtype: jnp.dtype
+    remat: bool
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> StepOptions:
+        losses = tuple((name, config.algorithm[name]) for name in config.algorithm.losses)
+        return cls(losses, jnp.dtype(config.model.compute_dtype), config.trainer.remat)
+
+
+def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: StepOptions) -> tuple[Array, Array]:
+    """log p(tokens[t] | tokens[<t]) at the token's temperature, and entropy, each [R, S]; index 0 means nothing."""
+    out = forward(
+        params,
+        cfg,
+        micro["tokens"],
+        micro["positions"],
+        micro["segment_ids"],
+        compute_dtype=options.compute_dtype,
+        replay=micro.get("routed_experts"),
+        remat=options.remat,
+    )
+    previous = jnp.roll(out.hidden, 1, axis=1)  # token t is predicted from position t-1
+    return token_logprobs(logits(params, cfg, previous), micro["tokens"], micro["temperature"])
+
+
+def component_losses(logprobs: Float[Array, "r s"], micro: Batch, options: StepOptions) -> dict[str, Array]:
+    """Each component's weighted per-token loss [R, S], 0 outside its members."""
+    rl_members = members(micro, "rl")
+    streams = Streams(micro["sampler_logprobs"], micro["advantages"], rl_members, micro["segment_ids"])
+    rl = jnp.zeros_like(logprobs)
+    for index, (name, hyper) in enumerate(options.losses):
+        rl = jnp.where(micro["loss_id"] == index, LOSSES[name](logprobs, streams, hyper), rl)
+    per_token = {"rl": rl, "ce": -logprobs, "ref_kl": reference_kl(logprobs, micro["ref_logprobs"])}
+    return {c: jnp.where(members(micro, c), per_token[c], 0.0) * micro[f"{c}_weight"] for c in COMPONENTS}
+
+
+def members(batch: Batch, component: str) -> Array:
+    return batch["loss_mask"] & (batch[f"{component}_weight"] != 0)
+
+
+def microbatch_loss(
+    params: Params, cfg: ModelConfig, micro: Batch, counts: dict[str, Array], options: StepOptions
+) -> tuple[Array, dict[str, Array]]:
+    """This microbatch's share of the batch's loss, and sums for the metrics."""
+    logprobs, entropy = batch_logprobs(params, cfg, micro, options)
+    losses = {c: jnp.sum(loss) / counts[c] for c, loss in component_losses(logprobs, micro, options).items()}
+    sums = _token_sums(jax.lax.stop_gradient(logprobs), entropy, micro)
+    return losses["rl"] + losses["ce"] + losses["ref_kl"], {**losses, **sums}
+
+
+def _token_sums(logprobs: Array, entropy: Array, micro: Batch) -> dict[str, Array]:
+    mask = micro["loss_mask"]
+    sampled = mask & (micro["staleness"] >= 0)
+    fresh = mask & (micro["staleness"] == 0)
+    log_ratio = jnp.where(sampled, logprobs - micro["sampler_logprobs"], 0.0)
+    kl = jnp.expm1(log_ratio) - log_ratio  # r - log r - 1 without cancellation near r = 1
+    return {
+        "entropy_sum": jnp.sum(jnp.where(mask, entropy, 0.0)),
+        "kl_sum": jnp.sum(kl),
+        "fresh_kl_sum": jnp.sum(jnp.where(fresh, kl, 0.0)),
+        "fresh_max": jnp.max(jnp.where(fresh, jnp.abs(log_ratio), 0.0)),
+    }
+
+
+def accumulate(params: Params, cfg: ModelConfig, batch: Batch, options: StepOptions) -> tuple[Params, dict[str, Array]]:
+    """Gradient of the whole batch's loss and the metric sums, scanning over microbatches; empty ones cost nothing."""
+    counts = {c: jnp.maximum(jnp.sum(members(batch, c)), 1).astype(jnp.float32) for c in COMPONENTS}
+    grad_fn = jax.grad(microbatch_loss, has_aux=True)
+
+    def add(carry, micro):
+        def run(carry):
+            grads, sums = carry
+            new_grads, new_sums = grad_fn(params, cfg, micro, counts, options)
+            largest = jnp.maximum(sums["fresh_max"], new_sums["fresh_max"])
+            sums = {**jax.tree.map(jnp.add, sums, new_sums), "fresh_max": largest}
+            return jax.tree.map(jnp.add, grads, new_grads), sums
+
+        return jax.lax.cond(jnp.any(micro["loss_mask"]), run, lambda carry: carry, carry), None
+
+    names = (*COMPONENTS, "entropy_sum", "kl_sum", "fresh_kl_sum", "fresh_max")
+    start = (jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros((), jnp.float32) for name in names})
+    return jax.lax.scan(add, start, batch)[0]
+
+
+def make_train_step(
+    cfg: ModelConfig, options: StepOptions, optimizer: optax.GradientTransformation
+) -> Callable[..., Any]:
+    """``step(state, batch, learning_rate) -> (state, metrics)``; jit it with the state donated."""
+
+    def step(state: TrainState, batch: Batch, learning_rate: Array) -> tuple[TrainState, dict[str, Array]]:
+        grads, sums = accumulate(state.params, cfg, batch, options)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        return TrainState(params, opt_state), {**sums, "grad_norm": optax.global_norm(grads)}
+
+    return step

@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from intellect_jax.models.transformer import decode, forward, init_cache, init_params, logits, param_axes
+from tests.policies import CONFIGS, SMALL, random_params
+
+CHOSEN = ["plain", "grouped_scaled", "no_shared", "tied_without_bias", "all_dense"]
+
+
+def policy(cfg):
+    return jax.device_put(random_params(cfg))
+
+
+def random_tokens(cfg, batch, length, seed=0):
+    return jax.random.randint(jax.random.key(seed), (batch, length), 0, cfg.vocab_size)
+
+
+def run(params, cfg, tokens, segment_ids=None, positions=None, **kwargs):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+    segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+    return jitted_forward(params, cfg, tokens, positions, segment_ids, **kwargs)
+
+
+jitted_forward = jax.jit(forward, static_argnums=1, static_argnames=("compute_dtype", "remat"))
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_decoding_token_by_token_equals_one_forward(name):
+    cfg = CONFIGS[name]
+    params, tokens = policy(cfg), random_tokens(cfg, 3, 10)
+    whole = run(params, cfg, tokens)
+    cache = init_cache(cfg, 3, 16, jnp.float32)
+    step = jax.jit(lambda cache, t, p: decode(params, cfg, cache, t, p))
+    for t in range(10):
+        hidden, cache, routed = step(cache, tokens[:, t], jnp.full(3, t))
+        np.testing.assert_allclose(hidden, whole.hidden[:, t], atol=3e-5)
+        np.testing.assert_array_equal(routed, whole.routed_experts[:, t])
+    np.testing.assert_allclose(cache.k[:, :, :10], whole.kv[0], atol=3e-5)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_packed_segments_equal_separate_sequences(name):
+    cfg = CONFIGS[name]
+    params = policy(cfg)
+    a, b = random_tokens(cfg, 1, 5, seed=1), random_tokens(cfg, 1, 7, seed=2)
+    tokens = jnp.concatenate([a, b, jnp.zeros((1, 4), jnp.int32)], axis=1)
+    segment_ids = jnp.array([[1] * 5 + [2] * 7 + [0] * 4])
+    positions = jnp.array([[*range(5), *range(7), *range(4)]])
+    packed = run(params, cfg, tokens, segment_ids, positions).hidden
+    np.testing.assert_allclose(packed[:, :5], run(params, cfg, a).hidden, atol=3e-5)
+    np.testing.assert_allclose(packed[:, 5:12], run(params, cfg, b).hidden, atol=3e-5)
+
+
+def test_replay_takes_the_given_experts_with_todays_weights():
+    cfg = SMALL
+    params, tokens = policy(cfg), random_tokens(cfg, 2, 6)
+    own = run(params, cfg, tokens)
+    np.testing.assert_array_equal(run(params, cfg, tokens, replay=own.routed_experts).hidden, own.hidden)
+    np.testing.assert_array_equal(
+        run(params, cfg, tokens, replay=jnp.full_like(own.routed_experts, -1)).hidden, own.hidden
+    )
+    other = (own.routed_experts + 1) % cfg.n_routed_experts
+    replayed = run(params, cfg, tokens, replay=other)
+    np.testing.assert_array_equal(replayed.routed_experts, other)
+    assert jnp.abs(replayed.hidden - own.hidden).max() > 1e-2
+
+
+def test_remat_changes_nothing_but_memory():
+    cfg = SMALL
+    params, tokens = policy(cfg), random_tokens(cfg, 2, 6)
+
+    def loss(params, remat):
+        return jnp.sum(jnp.square(run(params, cfg, tokens, remat=remat).hidden))
+
+    plain, rematerialised = (jax.grad(loss)(params, remat) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, rematerialised)
+
+
+def test_every_parameter_gets_a_gradient_but_the_selection_bias():
+    cfg = SMALL
+    params, tokens = policy(cfg), random_tokens(cfg, 4, 12)
+
+    def loss(params):
+        return jnp.sum(jax.nn.log_softmax(logits(params, cfg, run(params, cfg, tokens).hidden))[..., 0])
+
+    for path, grad in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
+        name = jax.tree_util.keystr(path)
+        if "'router']['bias'" in name or "'k']['bias'" in name:  # softmax ignores what shifts every key alike
+            continue
+        assert jnp.abs(grad).max() > 0, name
+
+
+def test_the_same_seed_gives_the_same_parameters_and_axes_fit_their_shapes():
+    cfg = CONFIGS["qk_norm"]
+    first, second = init_params(cfg, 3), init_params(cfg, 3)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert not np.array_equal(first["embed"]["weight"], init_params(cfg, 4)["embed"]["weight"])
+    jax.tree.map(lambda p, axes: p.ndim == len(axes) or pytest.fail(f"{p.shape} {axes}"), first, param_axes(cfg))
