@@ -16,7 +16,7 @@ import aiohttp
 from ml_collections import ConfigDict
 
 from intellect_jax.orchestrator.generation import BadGeneration, Generation, parse_generation
-from intellect_jax.orchestrator.servers import Server, Servers
+from intellect_jax.orchestrator.servers import NoRoom, Server, Servers
 from intellect_jax.types import Version
 
 log = logging.getLogger(__name__)
@@ -72,22 +72,28 @@ class Fleet:
     async def generate(self, token_ids: Sequence[int], sampling_params: dict[str, Any], seed: int | None) -> Generation:
         """Samples a continuation of ``token_ids``.
 
-        Raises RequestRefused, BadGeneration for an answer that must not be trained on, FleetError when every try failed
-        and TimeoutError when no server had room.
+        Raises RequestRefused, BadGeneration for an answer that must not be trained on, and FleetError when every try
+        failed or no server had room in time.
         """
         params = {**sampling_params, "logprobs": 1} | ({} if seed is None else {"seed": seed})
         body = {"model": "policy", "token_ids": list(token_ids), "sampling_params": params, "stream": False}
         failures = []
         for attempt in range(self._attempts):
-            async with self._servers.least_loaded(self._timeout) as server:
-                try:
+            try:
+                async with self._servers.least_loaded(self._timeout) as server:
+                    installs = server.installs
                     answer = await self._post(server, "/inference/v1/generate", body)
-                except _ServerFailed as error:
-                    failures.append(str(error))
-                    await self._recover(server, error, _BACKOFF * 2**attempt)
-                    continue
-            return parse_generation(answer, len(token_ids), sampling_params)
-        raise FleetError(f"generation failed {self._attempts} times: {'; '.join(failures)}")
+            except NoRoom as error:
+                failures.append(str(error))
+                break
+            except _ServerFailed as error:
+                failures.append(str(error))
+                if error.code == "no_weights" and server.installs == installs:
+                    server.version = None  # it was restarted; whoever sees that first installs for all
+                await self._recover(server, _BACKOFF * 2**attempt)
+            else:
+                return parse_generation(answer, len(token_ids), sampling_params)
+        raise FleetError(f"generation failed: {'; '.join(failures)}")
 
     async def update(self, manifest_path: Path, version: Version) -> None:
         """Makes ``version`` the policy of every server; raises FleetError when none took it.
@@ -122,16 +128,14 @@ class Fleet:
                 await self._post(server, "/start_weight_update")
                 await self._post(server, "/update_weights", {"update_info": {"manifest": manifest}})
                 await self._post(server, "/finish_weight_update", {"weight_version": str(version)})
-                server.version = version
+                server.version, server.installs = version, server.installs + 1
             finally:
                 await self._post(server, "/resume")
 
-    async def _recover(self, server: Server, error: _ServerFailed, pause: float) -> None:
-        if error.code == "no_weights" and self._latest:
-            server.version = None
-            if await self._try_update(server) is None:
-                return
-        self._servers.rest(server, pause)
+    async def _recover(self, server: Server, pause: float) -> None:
+        """Gives a server that failed the weights that it lacks, or else a rest."""
+        if self._latest is None or server.version == self._latest[1] or await self._try_update(server):
+            self._servers.rest(server, pause)
 
     async def _healthy(self, server: Server) -> bool:
         assert self._session is not None
@@ -150,7 +154,7 @@ class Fleet:
                 answer = await response.json(content_type=None)
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise _ServerFailed(f"{server.url}{path}: {error!r}") from error
+            raise _ServerFailed(f"{server.url}{path}: {type(error).__name__} {error}") from error
         if status == 200:
             return answer or {}
         problem = answer.get("error", {}) if isinstance(answer, dict) else {}

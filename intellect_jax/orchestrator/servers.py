@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from intellect_jax.types import Version
 
 
+class NoRoom(Exception):
+    """Every server is full or rests."""
+
+
 @dataclass(eq=False)
 class Server:
     url: str
@@ -18,6 +22,7 @@ class Server:
     load: int = 0  # requests that it has from us
     resting_until: float = 0.0  # time.monotonic(); after a failure it gets nothing for a while
     version: Version | None = None  # the latest that it confirmed
+    installs: int = 0  # versions that it confirmed
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -30,8 +35,11 @@ class Servers:
 
     @asynccontextmanager
     async def least_loaded(self, timeout: float) -> AsyncIterator[Server]:
-        """Holds a place on a server; raises TimeoutError when none comes free within ``timeout`` seconds."""
-        server = await asyncio.wait_for(self._take(), timeout)
+        """Holds a place on a server; raises NoRoom when none comes free within ``timeout`` seconds."""
+        try:
+            server = await asyncio.wait_for(self._take(), timeout)
+        except TimeoutError:
+            raise NoRoom(f"no server had room within {timeout} s") from None
         try:
             yield server
         finally:
@@ -39,7 +47,7 @@ class Servers:
             await self._wake()
 
     def rest(self, server: Server, seconds: float) -> None:
-        """Gives the server nothing for a while, unless all rest."""
+        """Gives the server nothing for a while."""
         server.resting_until = time.monotonic() + seconds
 
     async def _take(self) -> Server:

@@ -19,11 +19,6 @@ class PrefillBatch:
     slots: list[int]  # those that get any
 
 
-def admission_size(shapes: Shapes) -> int:
-    """How many requests join at once while more are waiting than fit."""
-    return max(shapes.slots // 8, 1)
-
-
 def prefill_batches(requests: dict[int, Request], shapes: Shapes) -> Iterator[PrefillBatch]:
     """Everything but the last token of each slot's history; requests with equal histories share a row.
 

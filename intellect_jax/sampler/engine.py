@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from intellect_jax.models.transformer import Params
-from intellect_jax.sampler import batches
+from intellect_jax.sampler.batches import prefill_batches
 from intellect_jax.sampler.mailbox import EngineStopped, Mailbox, settle
 from intellect_jax.sampler.programs import Programs
 from intellect_jax.sampler.requests import Request
@@ -31,6 +31,8 @@ from intellect_jax.types import Version
 log = logging.getLogger(__name__)
 
 PauseMode = Literal["keep", "wait", "abort"]
+_WORTH_A_PREFILL = 8  # requests join at once when they are at least one to so many running ones
+_HOLD_BACK = 4  # rounds of decoding for which fewer of them wait for more to come
 _IDLE_WAIT = 0.2  # seconds between looks at the stop flag while there is nothing to do
 
 
@@ -70,6 +72,7 @@ class Engine:
         self._on_warm = on_warm
         self._table = SlotTable(programs.shapes.slots)
         self._waiting: deque[Request] = deque()
+        self._held_back = 0  # rounds
         self._gate: Literal["open", "draining", "paused"] = "open"
         self._drained: list[Future[None]] = []
         self._params: Params | None = None
@@ -182,16 +185,20 @@ class Engine:
             self._waiting = deque(r for r in self._waiting if not r.future.cancelled())
 
     def _admit(self) -> None:
-        """Lets waiting requests join, several at a time when the queue is long: prefilling one by one costs more than
-        a few idle slots."""
+        """Lets waiting requests join, several at a time: prefilling one by one costs more than a few idle slots."""
         joining = min(len(self._waiting), self._table.free)
-        if joining == 0 or (joining < len(self._waiting) and joining < batches.admission_size(self._programs.shapes)):
+        if joining == 0:
             return
+        few = joining * _WORTH_A_PREFILL < len(self._table.running)
+        if few and self._held_back < _HOLD_BACK:
+            self._held_back += 1
+            return
+        self._held_back = 0
         self._prefill([self._table.join(self._waiting.popleft()) for _ in range(joining)])
 
     def _prefill(self, slots: list[int]) -> None:
         requests = {slot: self._table.running[slot] for slot in slots}
-        for batch in batches.prefill_batches(requests, self._programs.shapes):
+        for batch in prefill_batches(requests, self._programs.shapes):
             self._cache, routed = self._programs.prefill(
                 self._params, self._cache, batch.tokens, batch.lengths, batch.row_of_slot
             )
@@ -205,8 +212,9 @@ class Engine:
     def _decode(self) -> None:
         """One round: every running request gains up to ``decode_steps`` tokens."""
         assert self._version is not None
-        positions = self._table.inputs.positions.copy()
-        self._cache, decoded = self._programs.decode(self._params, self._cache, self._table.inputs)
+        inputs = self._table.leading_inputs(self._programs.shapes.slot_buckets)
+        positions = inputs.positions.copy()
+        self._cache, decoded = self._programs.decode(self._params, self._cache, inputs)
         tokens, logprobs, routed = jax.device_get(decoded)
         tokens, logprobs = tokens.T.tolist(), logprobs.T.tolist()
         for slot, request in list(self._table.running.items()):

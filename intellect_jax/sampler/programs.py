@@ -24,7 +24,7 @@ from intellect_jax.sampler.slots import DecodeInputs, idle_inputs
 class Shapes:
     """Everything static about the programs; lengths in tokens."""
 
-    slots: int
+    slot_buckets: tuple[int, ...]  # leading slots that decode together; the largest is all of them
     max_len: int
     length_buckets: tuple[int, ...]  # the largest is max_len
     row_buckets: tuple[int, ...]
@@ -33,10 +33,14 @@ class Shapes:
 
     @classmethod
     def from_config(cls, sampler: ConfigDict) -> Shapes:
-        """From the ``sampler`` section: full prefill batches, and small ones for few requests that join meanwhile."""
-        rows = tuple(sorted({max(sampler.prefill_rows // 4, 1), sampler.prefill_rows}))
-        buckets = tuple(sampler.prefill_buckets)
-        return cls(sampler.slots, sampler.max_len, buckets, rows, sampler.decode_steps, sampler.dtype)
+        """From the ``sampler`` section: programs for full use, and for a quarter of the slots and prefill rows."""
+        slots, rows = (tuple(sorted({max(n // 4, 1), n})) for n in (sampler.slots, sampler.prefill_rows))
+        lengths = tuple(sampler.prefill_buckets)
+        return cls(slots, sampler.max_len, lengths, rows, sampler.decode_steps, sampler.dtype)
+
+    @property
+    def slots(self) -> int:
+        return self.slot_buckets[-1]
 
     def prefill_shape(self, rows: int, length: int) -> tuple[int, int]:
         """The smallest bucket that holds ``rows`` histories of at most ``length`` tokens."""
@@ -74,9 +78,10 @@ class Programs:
                 tokens, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
                 cache, _ = self.prefill(params, cache, tokens, lengths, np.full(slots, -1, np.int32))
                 yield cache
-        cache, decoded = self.decode(params, cache, idle_inputs(slots))
-        jax.block_until_ready(decoded)
-        yield cache
+        for count in self.shapes.slot_buckets:
+            cache, decoded = self.decode(params, cache, idle_inputs(count))
+            jax.block_until_ready(decoded)
+            yield cache
 
 
 @partial(jax.jit, static_argnames=("model", "dtype"), donate_argnames="cache")
@@ -108,7 +113,11 @@ def _prefill(
 
 @partial(jax.jit, static_argnames=("model", "shapes"), donate_argnames="cache")
 def _decode(model: ModelConfig, shapes: Shapes, params: Params, cache: Cache, inputs: DecodeInputs):
-    """Processes each slot's last token and samples the next, ``decode_steps`` times in a row; (Cache, Decoded)."""
+    """Processes the last token of the leading slots and samples the next, ``decode_steps`` times in a row.
+
+    Returns the cache and Decoded; as many slots take part as ``inputs`` has rows.
+    """
+    count = inputs.tokens.shape[0]
     seeds, temperature, top_p = (jnp.asarray(x) for x in (inputs.seeds, inputs.temperature, inputs.top_p))
 
     def step(carry, _):
@@ -122,6 +131,6 @@ def _decode(model: ModelConfig, shapes: Shapes, params: Params, cache: Cache, in
         after = jnp.minimum(positions + 1, shapes.max_len - 1)
         return (cache, tokens, after), Decoded(tokens, logprobs, routed)
 
-    start = (cache, inputs.tokens, inputs.positions)
-    (cache, _, _), decoded = jax.lax.scan(step, start, length=shapes.decode_steps)
-    return cache, decoded
+    start = (Cache(*(x[:, :count] for x in cache)), inputs.tokens, inputs.positions)
+    (part, _, _), decoded = jax.lax.scan(step, start, length=shapes.decode_steps)
+    return Cache(*(x.at[:, :count].set(new) for x, new in zip(cache, part, strict=True))), decoded

@@ -31,7 +31,7 @@ def idle_inputs(slots: int) -> DecodeInputs:
 
 
 class SlotTable:
-    """The running requests. Lower slots are taken first."""
+    """The running requests. Lower slots are taken first, so that few requests decode in a small program."""
 
     def __init__(self, slots: int):
         self.running: dict[int, Request] = {}
@@ -41,6 +41,11 @@ class SlotTable:
     @property
     def free(self) -> int:
         return len(self._free)
+
+    def leading_inputs(self, buckets: tuple[int, ...]) -> DecodeInputs:
+        """Of the smallest number of leading slots, out of ``buckets``, that holds every running request."""
+        count = next(b for b in buckets if b > max(self.running))
+        return DecodeInputs(*(values[:count] for values in self.inputs))
 
     def join(self, request: Request) -> int:
         """Gives the request a slot; IndexError when all are taken."""

@@ -11,7 +11,9 @@ from intellect_jax.types import Version
 from tests.samplers import request
 
 V1, V2 = Version(0, 1), Version(0, 2)
-SHAPES = Shapes(slots=8, max_len=16, length_buckets=(4, 16), row_buckets=(1, 3), decode_steps=1, dtype="float32")
+SHAPES = Shapes(
+    slot_buckets=(2, 8), max_len=16, length_buckets=(4, 16), row_buckets=(1, 3), decode_steps=1, dtype="float32"
+)
 
 
 def test_tokens_after_a_stop_token_are_thrown_away():
@@ -73,6 +75,15 @@ def test_slots_are_reused_lowest_first_and_cleared():
     table.join(request([4]))
     with pytest.raises(IndexError):
         table.join(request([5]))
+
+
+def test_few_requests_decode_in_the_smallest_program_that_holds_them():
+    table = SlotTable(8)
+    for token in (11, 12, 13):
+        table.join(request([token]))
+    assert table.leading_inputs((2, 8)).tokens.tolist() == [11, 12, 13, 0, 0, 0, 0, 0]
+    table.leave(2)
+    assert table.leading_inputs((2, 8)).tokens.tolist() == [11, 12]
 
 
 def test_prefill_leaves_out_the_last_token_and_shares_equal_histories():
