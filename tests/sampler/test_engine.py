@@ -8,6 +8,7 @@ import pytest
 
 from intellect_jax.sampler.engine import UpdateRefused
 from intellect_jax.sampler.mailbox import EngineStopped
+from intellect_jax.sampler.sampling import sample
 from intellect_jax.types import Version
 from tests.policies import SMALL, random_params
 from tests.samplers import (
@@ -66,6 +67,16 @@ def test_the_same_seed_samples_the_same_whatever_else_is_in_the_batch(state):
     assert other_seed.token_ids != alone.token_ids
 
 
+def test_every_draw_is_keyed_by_the_seed_and_the_absolute_position(state):
+    (done,) = generate(state, request([4, 5, 6, 7], 40, seed=(9 << 32) + 5))
+    logits, _ = teacher_forced(random_params(SMALL, 0), done.prompt + done.token_ids)
+    count, first = len(done.token_ids), len(done.prompt)
+    seeds, ones = np.tile(np.array([9, 5], np.uint32), (count, 1)), np.ones(count, np.float32)
+    positions = np.arange(first, first + count, dtype=np.int32)
+    drawn, _ = sample(logits[first - 1 : -1], seeds, positions, ones, ones)
+    assert done.token_ids == drawn.tolist()
+
+
 def test_the_longest_request_fits_exactly(state):
     (done,) = generate(state, request([1] * 10, MAX_LEN - 10, seed=3))
     expected = expected_logprobs(random_params(SMALL, 0), done.prompt, done.token_ids)
@@ -114,9 +125,11 @@ def test_a_cancelled_request_gives_its_slot_back(state):
     for each in cancelled:
         state.engine.submit(each)
     wait_until(lambda: state.engine.stats().running == 8)
+    state.engine.pause("keep").result(10)  # so that none can end by itself
     for each in cancelled:
         each.future.cancel()
     wait_until(lambda: state.engine.stats().running == state.engine.stats().waiting == 0)
+    state.engine.resume().result(10)
     assert len(generate(state, request([2], 3))[0].token_ids) == 3
 
 
