@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     config = default_config()
-    config.sampler.update({"slots": options.slots, "decode_steps": options.decode_steps, "prefill_rows": 8, "dtype": options.dtype})
+    chosen = {"slots": options.slots, "decode_steps": options.decode_steps, "dtype": options.dtype}
+    config.sampler.update({**chosen, "prefill_rows": 8})
     model = ModelConfig.from_config(config.model, vocab_size=104)
     state = make_state(config, model, tokenizer=None)
     state.engine.start()

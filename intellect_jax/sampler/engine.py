@@ -97,12 +97,12 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queues the request; raises EngineStopped."""
-        self._mailbox.post(lambda: self._waiting.append(request))
+        self._mailbox.post(lambda: self._waiting.append(request), request.future)
 
     def pause(self, mode: PauseMode) -> Future[None]:
         """Stops decoding: at once, keeping (``keep``) or ending (``abort``) what runs, or after it ended (``wait``)."""
         done: Future[None] = Future()
-        self._mailbox.post(lambda: self._pause(mode, done))
+        self._mailbox.post(lambda: self._pause(mode, done), done)
         return done
 
     def resume(self) -> Future[None]:
@@ -137,7 +137,7 @@ class Engine:
             else:
                 settle(done)
 
-        self._mailbox.post(run)
+        self._mailbox.post(run, done)
         return done
 
     # ---- the engine's thread

@@ -17,35 +17,37 @@ class EngineStopped(Exception):
 
 
 class Mailbox:
-    """Any thread posts; one thread runs what was posted."""
+    """Any thread posts; one thread runs what was posted. Every call comes with the future that tells its fate."""
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[Any]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed: EngineStopped | None = None
 
-    def post(self, call: Callable[[], None]) -> None:
-        """Has ``call`` run by the owner; raises EngineStopped when it never will be."""
+    def post(self, call: Callable[[], None], future: Future[Any]) -> None:
+        """Has ``call`` run by the owner, or ``future`` fail when the owner ends first; raises EngineStopped when it
+        has ended."""
         with self._lock:
             if self._closed:
                 raise self._closed
-            self._calls.put(call)
+            self._calls.put((call, future))
 
     def run(self, wait: float) -> None:
         """By the owner: runs everything posted; with nothing there, waits up to ``wait`` seconds for the first."""
         try:
-            call = self._calls.get(timeout=wait) if wait else self._calls.get_nowait()
+            call, _ = self._calls.get(timeout=wait) if wait else self._calls.get_nowait()
             while True:
                 call()
-                call = self._calls.get_nowait()
+                call, _ = self._calls.get_nowait()
         except queue.Empty:
             return
 
     def close(self, error: EngineStopped) -> None:
-        """By the owner: refuses further calls with ``error`` and runs those that came before."""
+        """By the owner: fails the calls that were not run, and refuses further ones, with ``error``."""
         with self._lock:
             self._closed = error
-        self.run(wait=0)
+        while not self._calls.empty():
+            settle(self._calls.get_nowait()[1], error=error)
 
 
 def settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:

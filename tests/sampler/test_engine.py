@@ -8,6 +8,7 @@ import pytest
 
 from intellect_jax.sampler.engine import UpdateRefused
 from intellect_jax.sampler.mailbox import EngineStopped
+from intellect_jax.sampler.main import make_state
 from intellect_jax.sampler.sampling import sample
 from intellect_jax.types import Version
 from tests.policies import SMALL, random_params
@@ -210,6 +211,18 @@ def test_stopping_fails_what_is_unfinished_and_refuses_more():
             state.engine.submit(request([1], 2))
 
 
+def test_what_was_posted_but_never_run_fails_too():
+    """An engine that ends while it compiles has callers already."""
+    state = make_state(sampler_config(), SMALL, None)
+    waiting, early = request([1], 2), state.engine.pause("keep")
+    state.engine.submit(waiting)
+    state.engine.failure = RuntimeError("no device")
+    state.engine._close()
+    for future in (waiting.future, early):
+        with pytest.raises(EngineStopped, match="no device"):
+            future.result(0)
+
+
 def test_a_failure_of_the_engine_reaches_every_caller():
     with running(sampler_config()) as state:
         install(state, 0)
@@ -221,7 +234,12 @@ def test_a_failure_of_the_engine_reaches_every_caller():
             raise RuntimeError("out of memory")
 
         slow.on_chunk = explode
+        state.engine.pause("keep").result(10)
         state.engine.submit(slow)
+        state.engine.submit(other := request([2], MAX_LEN - 1))
+        state.engine.resume().result(10)
         with pytest.raises(EngineStopped, match="out of memory"):
             slow.future.result(10)
+        with pytest.raises(EngineStopped, match="out of memory"):
+            other.future.result(10)
         assert failed.is_set() and isinstance(state.engine.failure, RuntimeError)
