@@ -20,7 +20,7 @@ def get_config(arg: str | None = None):
     model.initializer_range = 0.05
     model.compute_dtype = "float32"
 
-    sft = config.sft  # teaches the format, and words of up to 8 letters
+    sft = config.sft  # teaches the format, and words of up to 9 letters
     sft.data = "configs/data/reverse_text_sft.jsonl"
     sft.steps = 300
     sft.learning_rate = 2e-3
@@ -29,7 +29,7 @@ def get_config(arg: str | None = None):
 
     trainer = config.trainer
     trainer.max_steps = 150
-    trainer.optimizer.learning_rate = 3e-4
+    trainer.optimizer.learning_rate = 5e-4
     trainer.optimizer.b2 = 0.99
     trainer.rows = 16
     trainer.seq_buckets = (128,)

@@ -10,7 +10,6 @@ from typing import Any
 
 from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.bridge.huggingface import to_hf
-from intellect_jax.models.transformer import Params
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.trainer.optimizer import rl_rates
@@ -44,20 +43,23 @@ class RLLoop:
         config = self.trainer.config
         self.client.hello(self.version, str(self.publish()), self.ledger)
         compilations.warm()
-        saved = checkpoints.steps()
-        while self.version.number < config.trainer.max_steps and not stopping():
-            self.one_step(compilations)
+        saved = self.version.number  # a run that starts here has it on disk, or starts from nothing
+        while self.version.number < config.trainer.max_steps and self.one_step(compilations, stopping):
             if config.checkpoint.every and self.version.number % config.checkpoint.every == 0:
                 self.save(checkpoints)
-        if self.version.number not in saved and self.version.number not in checkpoints.steps():
+                saved = self.version.number
+        if self.version.number != saved:
             self.save(checkpoints)
         checkpoints.wait()
         self.metrics.close()
 
-    def one_step(self, compilations: CompilationCounter) -> None:
+    def one_step(self, compilations: CompilationCounter, stopping: Callable[[], bool]) -> bool:
+        """Trains the next batch; False when told to stop before there was one."""
         step = self.version.number + 1
         start = time.time()
-        batch = self.client.next(step)
+        batch = self.client.next(step, stopping)
+        if batch is None:
+            return False
         ready = time.time()
         rate = float(self.rates[step - 1])
         self.state, sums = self.trainer.step(self.state, batch, rate)
@@ -67,6 +69,7 @@ class RLLoop:
         manifest = self.publish()
         self.client.published(self.version, str(manifest), self.ledger)
         self._log(batch, sums, start, ready, stepped, rate, compilations.after_warmup)
+        return True
 
     def publish(self) -> Path:
         """Writes the current version to the weight store; returns its manifest."""
@@ -75,9 +78,6 @@ class RLLoop:
 
     def save(self, checkpoints: Checkpoints) -> None:
         checkpoints.save(self.version.number, self.state, self.ledger)
-
-    def params(self) -> Params:
-        return self.state.params
 
     def _log(self, batch: PackedBatch, sums, start, ready, stepped, rate, recompiled) -> None:
         now = time.time()

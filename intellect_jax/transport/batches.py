@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors import numpy as safetensors_numpy
 from intellect_jax.types import PackedBatch, Version
 
 SIGN_OF_LIFE_S = 2.0
+POLL_MS = 200
 
 
 def encode(batch: PackedBatch, part: int = 0, parts: int = 1) -> list[bytes]:
@@ -80,8 +82,7 @@ class BatchServer:
     def reset(self, step: int) -> None:
         """Forgets every batch: a trainer (re)started after ``step``."""
         self._batches.clear()
-        self._waiting.clear()
-        self._taken = step
+        self._taken = max([step, *(request["step"] for request in self._waiting.values())])
 
     async def serve(self) -> None:
         """Answers trainers until cancelled."""
@@ -98,7 +99,9 @@ class BatchServer:
         self._socket.close()
 
     async def _handle(self, identity: bytes, message: dict[str, Any]) -> None:
-        self._greeted |= message["type"] == "hello"
+        if message["type"] == "hello":  # what was asked for before it belongs to a trainer that is gone
+            self._greeted = True
+            self._waiting.clear()
         if not self._greeted:
             await self._socket.send_multipart([identity, json.dumps({"type": "who"}).encode()])
         elif message["type"] == "next":
@@ -152,18 +155,22 @@ class BatchClient:
     def done(self) -> None:
         self._send({"type": "done"})
 
-    def next(self, step: int) -> PackedBatch:
-        """The batch of ``step``; blocks until it is cut.
+    def next(self, step: int, stopping: Callable[[], bool] = lambda: False) -> PackedBatch | None:
+        """The batch of ``step``; blocks until it is cut, or until ``stopping()``: then None.
 
         Raises:
             TimeoutError: no sign of life from the orchestrator for ``timeout`` seconds.
         """
         self._send({"type": "next", "step": step, "part": self.part, "parts": self.parts})
-        while True:
-            if not self._socket.poll(int(self.timeout * 1000)):
-                raise TimeoutError(
-                    f"no sign of life from the orchestrator for {self.timeout:g} s while waiting for batch {step}"
-                )
+        heard = time.monotonic()
+        while not stopping():
+            if not self._socket.poll(POLL_MS):
+                if time.monotonic() - heard > self.timeout:
+                    raise TimeoutError(
+                        f"no sign of life from the orchestrator for {self.timeout:g} s while waiting for batch {step}"
+                    )
+                continue
+            heard = time.monotonic()
             frames = self._socket.recv_multipart()
             if json.loads(frames[0])["type"] == "who":
                 self._send(self._hello)
@@ -172,6 +179,7 @@ class BatchClient:
                 batch = decode(frames)
                 if batch.step == step:  # a batch of an abandoned request is not ours
                     return batch
+        return None
 
     def close(self) -> None:
         self._socket.close()
