@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -43,6 +44,11 @@ def one_of(*choices) -> Callable[[Any], str | None]:
 def increasing(value) -> str | None:
     good = len(value) > 0 and all(isinstance(v, int) and v > 0 for v in value) and tuple(sorted(value)) == tuple(value)
     return None if good else "a tuple of increasing positive integers"
+
+
+def tensorboard(value) -> str | None:
+    missing = value and find_spec("tensorboardX") is None
+    return "False until tensorboardX is there: pip install 'intellect-jax[tensorboard]'" if missing else None
 
 
 def environments(value) -> str | None:
@@ -197,6 +203,9 @@ SCHEMA: dict[str, Any] = {
     "export": {
         "enabled": Key(True, "write a Hugging Face folder when the run ends"),
         "dtype": Key("bfloat16", "dtype of exported weights", one_of("bfloat16", "float32")),
+    },
+    "monitor": {
+        "tensorboard": Key(False, "also write every metric for TensorBoard, in <run>/tensorboard", tensorboard),
     },
     "launch": {
         "threads": Key(0, "CPU threads of each JAX process (0: JAX's own choice)", at_least(0)),

@@ -133,7 +133,7 @@ def _supervise(resolved: Resolved, wanted: tuple[str, ...]) -> int:
     config, run_dir = resolved.config, resolved.run_dir
     preparation.prepare_tokenizer(config, run_dir)
     specs = roles.specs(config, rundir.write_config(config, run_dir), wanted)
-    metrics = Metrics(run_dir, LAUNCHER)
+    metrics = Metrics(run_dir, LAUNCHER, tensorboard=config.monitor.tensorboard)
     console = Console(Progress(config.sft.steps, config.trainer.max_steps), run_dir, sys.stdout)
 
     def on_death(name: str, death: Death) -> None:

@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "weights.keep",
     "checkpoint",
     "export",
+    "monitor",
     "launch",
 )
 

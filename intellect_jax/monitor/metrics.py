@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON line per row, appended by every role of a run at once, read while it grows.
 
-A row is ``{"time": unix seconds, "role": "trainer", "step": 3 or null, "group/name": number, …}``.
+A row is ``{"time": unix seconds, "role": "trainer", "step": 3 or null, "group/name": number, …}``. Rows go to sinks:
+that file always, TensorBoard's files where the config asks for them.
 """
 
 from __future__ import annotations
@@ -11,34 +12,78 @@ import time
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 FILE = "metrics.jsonl"
 Row = dict[str, Any]
 
 
-class Metrics:
-    """Appends one role's rows. Each row is one write to an O_APPEND descriptor, so rows of processes never mix."""
+class Sink(Protocol):
+    """Where rows go."""
 
-    def __init__(self, run_dir: Path, role: str):
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """One role's rows, to every sink."""
+
+    def __init__(self, run_dir: Path, role: str, *, tensorboard: bool = False):
+        """``tensorboard``: ``config.monitor.tensorboard``."""
+        self._role = role
+        self._sinks: list[Sink] = [JsonLines(run_dir)]
+        if tensorboard:
+            self._sinks.append(TensorBoard(run_dir / "tensorboard" / role))
+
+    def log(self, step: int | None, values: Mapping[str, Any]) -> None:
+        """Writes a row. Values are numbers, arrays of one element included; raises OSError when the disk is full."""
+        row = {"time": time.time(), "role": self._role, "step": step}
+        row |= {name: _number(value) for name, value in values.items()}
+        for sink in self._sinks:
+            sink.write(row)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+class JsonLines:
+    """metrics.jsonl. Each row is one write to an O_APPEND descriptor, so rows of processes never mix."""
+
+    def __init__(self, run_dir: Path):
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / FILE
-        self._role = role
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         if _ends_torn(path):
             # So that the torn row spoils no other. Where another process was just writing, it makes an empty line.
             os.write(self._descriptor, b"\n")
 
-    def log(self, step: int | None, values: Mapping[str, Any]) -> None:
-        """Appends a row. Values are numbers, arrays of one element included; raises OSError when the disk is full."""
-        row = {"time": time.time(), "role": self._role, "step": step}
-        row |= {name: _number(value) for name, value in values.items()}
+    def write(self, row: Row) -> None:
         line = json.dumps(row).encode() + b"\n"
         if os.write(self._descriptor, line) != len(line):
             raise OSError(f"{FILE}: row cut short, is the disk full?")
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+class TensorBoard:
+    """Event files in a folder of the role's own. Rows without a step stand at their unix second."""
+
+    def __init__(self, folder: Path):
+        from tensorboardX import SummaryWriter  # an extra: config.validate says so where it is missing
+
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+
+    def write(self, row: Row) -> None:
+        at = int(row["time"]) if row["step"] is None else row["step"]
+        for name, value in row.items():
+            if "/" in name:  # not time, role and step
+                self._writer.add_scalar(name, value, at, walltime=row["time"])
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Tail:

@@ -54,7 +54,7 @@ class Orchestrator:
 
     def __init__(self, config: ConfigDict, run_dir: Path, fleet: Fleet, jobs: JobPool):
         self.config, self.run_dir, self.fleet, self.jobs = config, run_dir, fleet, jobs
-        self.metrics = Metrics(run_dir, "orchestrator")
+        self.metrics = Metrics(run_dir, "orchestrator", tensorboard=config.monitor.tensorboard)
         replay = config.trainer.router_replay and config.sampler.backend == "jax"
         self.runner = RolloutRunner(config, load_tokenizer(run_dir / "tokenizer"), fleet, jobs, replay)
         self.background: set[asyncio.Task[Any]] = set()

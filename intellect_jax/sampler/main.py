@@ -77,7 +77,7 @@ async def _serve(config: ConfigDict, run_dir: Path, index: int, state: ServerSta
     runner = await server.start(server.make_app(state), url.hostname or "127.0.0.1", url.port or 80)
     log.info("listening on %s", config.sampler.urls[index])
     state.engine.start()
-    metrics = Metrics(run_dir, f"sampler-{index}")
+    metrics = Metrics(run_dir, f"sampler-{index}", tensorboard=config.monitor.tensorboard)
     try:
         while not stop.is_set() and state.engine.failure is None:
             metrics.log(None, _row(state))

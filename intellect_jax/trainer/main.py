@@ -56,7 +56,7 @@ def _start(trainer: Trainer, checkpoints: Checkpoints, run_dir: Path) -> tuple[T
         return TrainState(*restored.state), restored.step, restored.ledger
     state = trainer.init_state()
     if trainer.config.sft.steps:
-        metrics = Metrics(run_dir, "sft")
+        metrics = Metrics(run_dir, "sft", tensorboard=trainer.config.monitor.tensorboard)
         state = run_sft(trainer, state, run_dir, metrics)
         metrics.close()
         state = TrainState(state.params, trainer.optimizer.init(state.params))  # RL starts with fresh moments

@@ -35,7 +35,7 @@ class RLLoop:
         self.trainer, self.state, self.version, self.ledger = trainer, state, version, ledger
         self.rates = rl_rates(config.trainer.optimizer, config.trainer.max_steps)
         self.store = WeightStore(run_dir / "weights", config.weights.keep)
-        self.metrics = Metrics(run_dir, "trainer")
+        self.metrics = Metrics(run_dir, "trainer", tensorboard=config.monitor.tensorboard)
         self.client = BatchClient(config.orchestrator.address, timeout=config.trainer.batch_timeout)
 
     def run(self, checkpoints: Checkpoints, compilations: CompilationCounter, stopping: Callable[[], bool]) -> None:

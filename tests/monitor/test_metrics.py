@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 
+from intellect_jax.config import default_config, validate
 from intellect_jax.monitor.metrics import FILE, Metrics, Tail, read_metrics
 
 
@@ -49,3 +50,35 @@ def test_a_tail_gives_each_row_once_and_whole(tmp_path):
         assert tail.new_rows() == []
         file.write(line[10:])
     assert [row["step"] for row in tail.new_rows()] == [1]
+
+
+def test_tensorboard_holds_the_same_rows(tmp_path):
+    metrics = Metrics(tmp_path, "trainer", tensorboard=True)
+    metrics.log(3, {"loss/total": np.float32(0.5)})
+    metrics.log(None, {"requests/running": 2})
+    metrics.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [3, None]
+    (file,) = (tmp_path / "tensorboard" / "trainer").iterdir()
+    found = {v.tag: (e.step, v.simple_value, e.wall_time) for e in events(file) for v in e.summary.value}
+    rows = {row["step"]: row for row in read_metrics(tmp_path)}
+    assert found["loss/total"][:2] == (3, 0.5)
+    assert found["requests/running"] == (int(rows[None]["time"]), 2, rows[None]["time"])
+
+
+def test_tensorboard_is_refused_in_one_line_where_it_is_not_installed(monkeypatch):
+    config = default_config()
+    config.monitor.tensorboard = True
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # what an import that must fail leaves
+    (problem,) = validate(config)
+    assert problem.startswith("monitor.tensorboard=True") and "pip install 'intellect-jax[tensorboard]'" in problem
+
+
+def events(path):
+    """Of a TensorBoard file: records of length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        yield Event.FromString(data[at + 12 : at + 12 + size])
+        at += size + 16
