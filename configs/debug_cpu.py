@@ -3,8 +3,8 @@
     python -m launch --config=configs/debug_cpu.py --fresh
     python -m launch --config=configs/debug_cpu.py:seed=3 --config.trainer.optimizer.learning_rate=1e-4
 
-A policy of 2.9 M parameters learns to reverse words: supervised on short ones first, then RL on longer ones, with
-trainer, orchestrator, sampler and an environment worker each in a process of its own.
+A policy of 1.1 M parameters learns to reverse words: supervised on sloppy demonstrations first, then RL on the reward,
+with trainer, orchestrator, sampler and an environment worker each in a process of its own.
 """
 
 from intellect_jax.config import default_config, env
@@ -14,40 +14,48 @@ def get_config(arg: str | None = None):
     config = default_config()
     config.seed = int(arg.removeprefix("seed=")) if arg else 0
 
-    config.envs = (env("reverse_text", min_length=9, max_length=16),)
+    config.envs = (env("reverse_text", min_length=8, max_length=14, eval_min_length=12, eval_max_length=14),)
 
-    model = config.model  # 2.9 M parameters, 0.9 M active
+    model = config.model  # 1.1 M parameters, a third of them active
+    model.hidden_size = 96
+    model.num_hidden_layers = 3
+    model.intermediate_size = 256
+    model.moe_intermediate_size = 96
+    model.rope_theta = 100.0  # contexts are short
     model.initializer_range = 0.05
     model.compute_dtype = "float32"
 
-    sft = config.sft  # teaches the format, and words of up to 9 letters
-    sft.data = "configs/data/reverse_text_sft.jsonl"
+    sft = config.sft  # the demonstrations swap most pairs of letters: greedy answers score about 0.55
+    sft.data = "configs/data/reverse_text_sloppy.jsonl"
     sft.steps = 300
-    sft.learning_rate = 2e-3
+    sft.learning_rate = 4e-3
     sft.warmup_steps = 20
     sft.decay_steps = 90
 
     trainer = config.trainer
-    trainer.max_steps = 150
+    trainer.max_steps = 200
     trainer.optimizer.learning_rate = 5e-4
     trainer.optimizer.b2 = 0.99
     trainer.rows = 16
     trainer.seq_buckets = (128,)
-    trainer.microbatch_buckets = (8,)
+    trainer.microbatch_buckets = (3,)
 
     orchestrator = config.orchestrator
-    orchestrator.batch_size = 256
+    orchestrator.batch_size = 128
     orchestrator.group_size = 16
     orchestrator.max_inflight_groups = 8
-    orchestrator.max_new_tokens = 20
+    orchestrator.max_off_policy_steps = 2
+    orchestrator.max_new_tokens = 18
 
     sampler = config.sampler
     sampler.dtype = "float32"
     sampler.slots = 64
-    sampler.max_len = 48
-    sampler.prefill_buckets = (48,)
+    sampler.max_len = 36
+    sampler.prefill_buckets = (36,)
+    sampler.prefill_rows = 8
 
-    config.weights.dtype = "float32"
+    config.weights.dtype = "float32"  # exactly what the trainer holds, so that logprobs agree to rounding
     config.export.dtype = "float32"
     config.checkpoint.every = 50
+    config.launch.threads = 1  # one core for the trainer, one for the sampler
     return config
