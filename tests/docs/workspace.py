@@ -1,0 +1,57 @@
+"""A folder that looks like a clone of the repository after `make demo`, small, made with the real writers.
+
+python -m tests.docs.workspace CLONE    # from the root of the repository
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from tests.docs.pages import ROOT
+
+RUN = "runs/debug_cpu-seed0"
+LINKED = ("configs", "envs", "benchmarks", "docs", "intellect_jax", "launch", "Makefile", "pyproject.toml")
+
+
+def make(clone: Path) -> None:
+    import jax
+    import numpy as np
+
+    from intellect_jax.bridge.checkpoint import Checkpoints
+    from intellect_jax.bridge.huggingface import to_hf
+    from intellect_jax.models.transformer import abstract_params
+    from intellect_jax.monitor.summary import write_summary
+    from intellect_jax.orchestrator.records import write_rollouts
+    from intellect_jax.trainer.setup import model_config
+    from intellect_jax.transport.weights import WeightStore
+    from intellect_jax.types import Node, Rollout, Task, Version
+    from launch import configuration, preparation, rundir
+
+    clone.mkdir(parents=True, exist_ok=True)
+    for name in LINKED:
+        (clone / name).symlink_to(ROOT / name)
+    run_dir = clone / RUN
+    config = configuration.load(ROOT / "configs" / "debug_cpu.py")
+    config.run.name = run_dir.name
+    preparation.prepare_tokenizer(config, run_dir)
+    rundir.write_config(config, run_dir)
+    cfg = model_config(config, run_dir)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(cfg))
+    WeightStore(run_dir / "weights").publish(Version(0, 200), to_hf(params, cfg))
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    checkpoints.save(200, {"params": jax.device_put(params)}, {})
+    checkpoints.close()
+    prompt = Node("user", "abc", [3, 4])
+    answer = Node("assistant", "cba", [5, 6], 0, True, [-0.1, -0.2], [0, 1])
+    rollout = Rollout(Task(0, "reverse_text", "train", 0), 0, 0, 1.0, [prompt, answer], 1.0)
+    write_rollouts(run_dir / "rollouts", "step-000001", [rollout])
+    shutil.copyfile(Path(__file__).parent / "metrics_sample.jsonl", run_dir / "metrics.jsonl")
+    write_summary(run_dir)
+    (run_dir / "logs").mkdir()
+    (run_dir / "logs" / "trainer.log").write_text("supervised fine-tuning done\n")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))
