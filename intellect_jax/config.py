@@ -70,7 +70,7 @@ SCHEMA: dict[str, Any] = {
         "root": Key("runs", "folder that holds run directories"),
     },
     "model": {
-        "path": Key("", "Hugging Face folder or id to start from; empty: fresh weights of the shape below"),
+        "path": Key("", "Hugging Face folder to start from; empty: fresh weights of the shape below"),
         "family": Key("glm4_moe", "architecture of fresh weights (a Hugging Face model_type)", one_of("glm4_moe")),
         "vocab_size": Key(0, "rows of the embedding; 0: the tokenizer's size", at_least(0)),
         "hidden_size": Key(128, "width of the residual stream", at_least(1)),
@@ -104,7 +104,7 @@ SCHEMA: dict[str, Any] = {
     "envs": Key((), "environments: a tuple of config.env(name, ratio=…, **arguments)", environments),
     "algorithm": {
         "advantage": Key("group_mean", "how rewards become advantages", one_of("group_mean", "group_std")),
-        "losses": Key(("icepop",), "RL losses compiled into the step; a segment's loss_id picks one"),
+        "loss": Key("icepop", "RL loss", one_of("icepop", "dppo")),
         "icepop": {
             "alpha": Key(0.5, "lowest trainer/sampler ratio that still trains", between(0.0, 1.0)),
             "beta": Key(5.0, "highest trainer/sampler ratio that still trains", at_least(1.0)),
@@ -115,7 +115,6 @@ SCHEMA: dict[str, Any] = {
             "kl_coef": Key(1e-3, "weight of (log r)^2", at_least(0.0)),
         },
         "ce_coef": Key(0.0, "weight of a cross-entropy term during RL (0: none)", at_least(0.0)),
-        "ref_kl_coef": Key(0.0, "weight of the KL to a reference policy during RL (0: none)", at_least(0.0)),
     },
     "sft": {
         "steps": Key(0, "supervised steps before RL (0: none)", at_least(0)),
@@ -178,8 +177,7 @@ SCHEMA: dict[str, Any] = {
         "address": Key("", "where workers find the orchestrator, tcp://host:port; empty: chosen at start"),
     },
     "sampler": {
-        "backend": Key("jax", "rollout engine", one_of("jax", "vllm")),
-        "python": Key("", "interpreter of the vLLM environment (backend vllm)"),
+        "backend": Key("jax", "rollout engine", one_of("jax")),
         "num_servers": Key(1, "servers that the launcher starts", at_least(1)),
         "urls": Key((), "base URLs of the fleet; empty: chosen at start"),
         "slots": Key(64, "requests that decode together (JAX engine)", at_least(1)),

@@ -89,14 +89,14 @@ RULES: tuple[Rule, ...] = (
         "supervised steps need data",
     ),
     Rule(
+        ("trainer.max_steps", "sft.steps"),
+        lambda c: c.trainer.max_steps == 0 and c.sft.steps == 0 and not c.eval.only,
+        "there is nothing to do: ask for RL steps, supervised steps or both",
+    ),
+    Rule(
         ("trainer.max_steps", "envs"),
         lambda c: c.trainer.max_steps > 0 and not c.envs,
         "RL needs at least one environment, e.g. config.envs = (env('reverse_text'),)",
-    ),
-    Rule(
-        ("sampler.backend", "sampler.python", "sampler.urls"),
-        lambda c: c.sampler.backend == "vllm" and not (c.sampler.python or c.sampler.urls),
-        "vllm needs the interpreter of its own environment (`make vllm`), or the URLs of running servers",
     ),
 )
 

@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """The configuration or an input is wrong: shown as one clear line without a traceback, exit code 2."""

@@ -17,7 +17,7 @@ from intellect_jax.monitor.console import Console, Progress
 from intellect_jax.monitor.metrics import Metrics, read_metrics
 from intellect_jax.monitor.summary import LAUNCHER, write_summary
 from intellect_jax.transport.weights import WeightStore
-from launch import addresses, preparation, roles, rundir
+from launch import addresses, preparation, reporting, roles, rundir
 from launch.arguments import Arguments
 from launch.configuration import DEFAULTS, Resolved, resolve
 from launch.exit_codes import DONE
@@ -29,7 +29,8 @@ ALL_ROLES = ("trainer", "orchestrator", "sampler", "env")
 
 def run(arguments: Arguments) -> int:
     """Every role on this machine until the run is done, then its summary."""
-    return _train(arguments, resolve(arguments), ALL_ROLES)
+    resolved = resolve(arguments)
+    return _train(arguments, resolved, ALL_ROLES if resolved.config.trainer.max_steps else ("trainer",))
 
 
 def sft(arguments: Arguments) -> int:
@@ -43,7 +44,7 @@ def sft(arguments: Arguments) -> int:
 def evaluate(arguments: Arguments) -> int:
     """One evaluation, in ``<run>/eval``: of the run's newest published version, or of what ``sampler.urls`` serves."""
     resolved = resolve(arguments, _evaluation_keys(resolve(arguments)))
-    preparation.refuse_missing_files(resolved.config)
+    preparation.refuse_missing(resolved.config)
     if arguments.dry_run:
         return _dry_run(resolved)
     with rundir.locked(resolved.run_dir):
@@ -101,7 +102,7 @@ def _needed_addresses(role: str, config: ConfigDict) -> list[str]:
 
 def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) -> int:
     """Starts or resumes a run. Whatever the user has to put right is told before an earlier run is moved away."""
-    preparation.refuse_missing_files(resolved.config)
+    preparation.refuse_missing(resolved.config)
     if not arguments.fresh:
         rundir.refuse_changes(resolved.config, resolved.run_dir)
     if arguments.dry_run:
@@ -110,8 +111,11 @@ def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) ->
         addresses.choose(resolved.config)
         if arguments.fresh and (previous := rundir.set_aside(resolved.run_dir)):
             print(f"The earlier run is now {previous}")
-        code = _supervise(resolved, wanted)
+        with reporting.kept(resolved.run_dir):
+            code = _supervise(resolved, wanted)
         summary = write_summary(resolved.run_dir)
+        if problem := reporting.write_last(resolved.run_dir):
+            print(problem)
     if code == DONE or summary["steps"] or summary["sft_steps"]:
         next_command = _next_command(arguments, resolved.run_dir, code)
         print("\n".join(closing_lines(summary, resolved.run_dir, next_command, code == DONE)))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from intellect_jax.config import to_plain
+from intellect_jax.environments.loader import load_environment
 from intellect_jax.errors import UserError
 
-PATHS = ("model.path", "tokenizer.path", "sft.data", "sampler.python", "eval.weights")
+PATHS = ("model.path", "tokenizer.path", "sft.data", "eval.weights")
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -22,8 +24,8 @@ _TOKENIZER_FILES = (
 )
 
 
-def refuse_missing_files(config: ConfigDict) -> None:
-    """Raises UserError for a key that names a local file or folder which is not there.
+def refuse_missing(config: ConfigDict) -> None:
+    """Raises UserError for a key that names a file, a folder or an environment which is not there.
 
     Hub ids (``org/name``) and data-set names (``tfds:…``) do not look like local paths and pass.
     """
@@ -33,6 +35,8 @@ def refuse_missing_files(config: ConfigDict) -> None:
         local = value.startswith(("/", ".", "~")) or Path(value).suffix in (".jsonl", ".parquet")
         if local and not Path(value).expanduser().exists():
             raise UserError(f"{name}={value}: no such file or folder")
+    for entry in to_plain(config.envs):
+        load_environment(entry["name"], **entry["args"])
 
 
 def prepare_tokenizer(config: ConfigDict, run_dir: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from intellect_jax.data.chat import Message
+from intellect_jax.errors import UserError
 
 TFDS = "tfds:"
 
@@ -26,18 +27,16 @@ class Source(Protocol):
 def open_source(data: str) -> Source:
     """The records of ``config.sft.data``: a path ending in .jsonl or .parquet, or ``tfds:<name>/<split>``.
 
-    Raises ValueError, one line, when there is no such source, it has no records, or it is of no known kind.
+    Raises UserError, one line, when there is no such source, it has no records, or it is of no known kind.
     """
     kind = TFDS if data.startswith(TFDS) else Path(data).suffix
     if kind not in SOURCES:
-        raise ValueError(
-            f"{data!r} is no source of records: must end in .jsonl or .parquet, or be {TFDS}<name>/<split>"
-        )
+        raise UserError(f"{data!r} is no source of records: must end in .jsonl or .parquet, or be {TFDS}<name>/<split>")
     if kind != TFDS and not Path(data).is_file():
-        raise ValueError(f"there is no file {data}")
+        raise UserError(f"there is no file {data}")
     source = SOURCES[kind](data)
     if len(source) == 0:
-        raise ValueError(f"{data} holds no records")
+        raise UserError(f"{data} holds no records")
     return source
 
 
@@ -45,10 +44,10 @@ def to_messages(where: str, record: Any) -> tuple[list[Message], int]:
     """The conversation of a record, and how many leading messages are its prompt (context, not trained on).
 
     A record is {"prompt", "completion"}, each a text or messages, or {"messages"} (all of the assistant's are trained
-    on). Raises ValueError naming ``where`` and what is missing or wrong.
+    on). Raises UserError naming ``where`` and what is missing or wrong.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: a record must be an object, not {type(record).__name__}")
+        raise UserError(f"{where}: a record must be an object, not {type(record).__name__}")
     if record.get("messages") is not None:
         return _messages(where, record, "messages", "user"), 0
     prompt = _messages(where, record, "prompt", "user")
@@ -61,10 +60,10 @@ def _messages(where: str, record: dict[str, Any], key: str, role: str) -> list[M
         return [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
         has = ", ".join(map(str, record)) or "nothing"
-        raise ValueError(f"{where}: no {key!r}; a record has prompt and completion, or messages; this one has {has}")
+        raise UserError(f"{where}: no {key!r}; a record has prompt and completion, or messages; this one has {has}")
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise ValueError(f"{where}: {key}[{i}] must be an object with role and content")
+            raise UserError(f"{where}: {key}[{i}] must be an object with role and content")
     return value
 
 
@@ -92,7 +91,7 @@ class JsonLines:
         try:
             return where, json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{where}: not JSON: {error}") from None
+            raise UserError(f"{where}: not JSON: {error}") from None
 
 
 class Parquet:
@@ -117,10 +116,10 @@ class TensorflowDatasets:
         try:
             import tensorflow_datasets
         except ModuleNotFoundError as error:
-            raise ValueError(f"{data} needs tensorflow-datasets: pip install 'intellect-jax[tfds]'") from error
+            raise UserError(f"{data} needs tensorflow-datasets: pip install 'intellect-jax[tfds]'") from error
         name, slash, split = data.removeprefix(TFDS).rpartition("/")
         if not slash:
-            raise ValueError(f"{data!r} names no split: must be {TFDS}<name>/<split>")
+            raise UserError(f"{data!r} names no split: must be {TFDS}<name>/<split>")
         self._data, self._source = data, tensorflow_datasets.data_source(name, split=split)
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.data.chat import render_training
 from intellect_jax.data.records import open_source, to_messages
+from intellect_jax.errors import UserError
 from intellect_jax.types import STREAMS, PackedBatch
 
 # Stream of a batch -> what grain's packing calls it.
@@ -30,7 +31,7 @@ def sft_batches(config: ConfigDict, tokenizer: Any, *, seed: int, start_step: in
     into none of its rows, which opens the next. Loss on the assistant's tokens only, as cross-entropy: ``ce_weight`` is
     1 on every record's tokens.
 
-    Raises ValueError at once when there is no such source, and at the batch with a record that is malformed or longer
+    Raises UserError at once when there is no such source, and at the batch with a record that is malformed or longer
     than a row, naming the file and the line.
     """
     trainer = config.trainer
@@ -48,9 +49,9 @@ def _pipeline(data: str, tokenizer: Any, seed: int, *, rows: int, seq: int) -> g
         try:
             tokens, mask = render_training(tokenizer, messages, context=prompt)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
         if len(tokens) > seq:
-            raise ValueError(f"{where}: {len(tokens)} tokens exceed the longest row of trainer.seq_buckets, {seq}")
+            raise UserError(f"{where}: {len(tokens)} tokens exceed the longest row of trainer.seq_buckets, {seq}")
         mask[0] = False  # nothing predicts the first token
         return {"tokens": tokens, "loss_mask": mask}
 

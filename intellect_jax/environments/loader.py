@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intellect_jax.environments.base import Environment
+from intellect_jax.errors import UserError
 
 LOCAL = Path(__file__).parents[2] / "envs"
 
@@ -16,16 +17,16 @@ LOCAL = Path(__file__).parents[2] / "envs"
 def load_environment(name: str, **args: Any) -> Environment:
     """Calls ``load_environment(**args)`` of the package ``name``, looked for among installed ones, then in ``envs``.
 
-    Raises ValueError, one line, when there is no such package or function, or the function does not take ``args``.
+    Raises UserError, one line, when there is no such package or function, or the function does not take ``args``.
     """
     module = _import(name)
     load = getattr(module, "load_environment", None)
     if load is None:
-        raise ValueError(f"environment {name}: {module.__name__} has no load_environment")
+        raise UserError(f"environment {name}: {module.__name__} has no load_environment")
     try:
         inspect.signature(load).bind(**args)
     except TypeError as error:
-        raise ValueError(f"environment {name}: load_environment {error}") from None
+        raise UserError(f"environment {name}: load_environment {error}") from None
     return load(**args)
 
 
@@ -35,7 +36,7 @@ def _import(name: str) -> Any:
         folder = LOCAL / name
         if not folder.is_dir():
             local = ", ".join(sorted(p.parent.name for p in LOCAL.glob("*/pyproject.toml")))
-            raise ValueError(f"environment {name} is neither installed nor in {LOCAL} (which has: {local})")
+            raise UserError(f"environment {name} is neither installed nor in {LOCAL} (which has: {local})")
         sys.path.append(str(folder))
         importlib.invalidate_caches()
     return importlib.import_module(name)

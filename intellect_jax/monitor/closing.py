@@ -28,6 +28,8 @@ def closing_lines(summary: dict[str, Any], run_dir: Path, next_command: str, don
         ]
     there = ", ".join(name for name in CONTENTS if (run_dir / name.rstrip("/")).exists())
     lines += [f"  run                   {run_dir}: {there}"]
+    if (run_dir / "report.html").exists():
+        lines += [f"  report                {run_dir / 'report.html'}   (open it in a browser)"]
     if summary["export_dir"]:
         lines += [f"  Hugging Face model    {summary['export_dir']}"]
     return [*lines, f"next: {next_command}"]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from intellect_jax.types import Task
+
+
+@lru_cache(maxsize=64)
+def _order(seed: int, env: int, epoch: int, size: int) -> np.ndarray:
+    """The order of one environment's examples in one epoch."""
+    return np.random.default_rng([seed, env, epoch]).permutation(size)
 
 
 @dataclass
@@ -31,7 +38,7 @@ class Curriculum:
         total = sum(self.ratios.values())
         env = max(self.ratios, key=lambda name: self.ratios[name] / total * (taken + 1) - self.picked[name])
         epoch, place = divmod(self.picked[env], self.sizes[env])
-        order = np.random.default_rng([self.seed, list(self.ratios).index(env), epoch]).permutation(self.sizes[env])
+        order = _order(self.seed, list(self.ratios).index(env), epoch, self.sizes[env])
         self.picked[env] += 1
         return Task(task_id=taken, env=env, split="train", index=int(order[place]))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intellect_jax.orchestrator.rollouts import RolloutRunner
+from intellect_jax.orchestrator.rollouts import FAILURES, RolloutRunner
 from intellect_jax.types import Rollout, Task
 
 
@@ -37,6 +37,10 @@ async def evaluate(runner: RolloutRunner, tasks: list[Task], temperature: float)
     """One rollout per task, all together: the fleet client bounds what is in flight."""
 
     async def one(task: Task) -> Rollout:
-        return await runner.run(task, await runner.prompt(task), 0, temperature)
+        try:
+            messages = await runner.prompt(task)
+        except FAILURES as error:
+            return Rollout(task, 0, -1, temperature, error=f"{type(error).__name__}: {error}")
+        return await runner.run(task, messages, 0, temperature)
 
     return Evaluation(list(await asyncio.gather(*(one(task) for task in tasks))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,11 @@ async def _run(config: ConfigDict, run_dir: Path) -> None:
     async with AsyncExitStack() as stack:
         fleet = await stack.enter_async_context(Fleet(config.sampler.urls, config))
         jobs = await stack.enter_async_context(
-            JobPool(config.environments.address, max_attempts=config.orchestrator.max_attempts)
+            JobPool(
+                config.environments.address,
+                max_attempts=config.orchestrator.max_attempts,
+                start_timeout=config.launch.start_timeout,
+            )
         )
         await fleet.wait_ready(config.launch.start_timeout)
         orchestrator = Orchestrator(config, run_dir, fleet, jobs)
@@ -99,9 +104,9 @@ class Orchestrator:
             await self._serve_version(final, Path(message["manifest"]))
         await self.evaluate(final, is_final=True)
 
-    async def cut(self, step: int, groups: list[Group]) -> None:
+    async def cut(self, step: int, groups: list[Group], dropped: Counter[str]) -> None:
         """Makes batch ``step`` of the groups and queues it with the ledger as of now."""
-        metrics = batch_metrics(groups, self.scheduler.dropped, self.server.queued)
+        metrics = batch_metrics(groups, dropped, self.server.queued)
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         await asyncio.to_thread(write_rollouts, self.run_dir / "rollouts", f"step-{step:06d}", rollouts)
         batch = await asyncio.to_thread(make_batch, step, groups, self.config, self._routed_shape(groups))

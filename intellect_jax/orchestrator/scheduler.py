@@ -21,6 +21,8 @@ from intellect_jax.types import Task, Version
 
 log = logging.getLogger(__name__)
 
+GIVE_UP_AFTER = 64  # groups in a row without one usable rollout: nothing will ever train
+
 
 class Scheduler:
     """Invariants: at most ``max_inflight_groups`` run; no batch holds a token staler than the bound; of the finished
@@ -32,7 +34,7 @@ class Scheduler:
         config: ConfigDict,
         curriculum: Curriculum,
         start: Callable[[Task], Awaitable[Group]],
-        cut: Callable[[int, list[Group]], Awaitable[None]],
+        cut: Callable[[int, list[Group], Counter[str]], Awaitable[None]],
         queue_full: Callable[[], bool],
     ):
         self.orch = config.orchestrator
@@ -48,11 +50,15 @@ class Scheduler:
         self.finished: dict[int, Group] = {}  # by task id
         self.dropped: Counter[str] = Counter()  # rollouts since the last cut, by reason
         self.trained_tasks: list[int] = []
+        self.last_failure = ""
+        self.failures = 0  # groups in a row of which no rollout could be used
 
     async def run(self) -> None:
         """Until the last batch is cut."""
         while self.next_step <= self.last_step:
             self.changed.clear()
+            if self.failures >= GIVE_UP_AFTER:
+                raise RuntimeError(f"no rollout of the last {self.failures} groups could be used; {self.last_failure}")
             while self.may_start():
                 self.start_one()
             if len(self.finished) >= self.groups_per_batch and not self._queue_full():
@@ -115,7 +121,7 @@ class Scheduler:
         self.started_at.pop(task.task_id)
         self.changed.set()
         if done.cancelled():
-            self.dropped["stale"] += self.orch.group_size
+            self.dropped["lineage" if self.version is None else "stale"] += self.orch.group_size
             return
         if done.exception() is not None:
             log.error("group of task %d failed: %r", task.task_id, done.exception(), exc_info=done.exception())
@@ -124,9 +130,11 @@ class Scheduler:
         self._keep_if_useful(done.result())
 
     def _keep_if_useful(self, group: Group) -> None:
-        self.dropped["error"] += len(group.failed)
-        for rollout in group.failed[:1]:
-            log.warning("task %d: %d rollouts failed: %s", group.task.task_id, len(group.failed), rollout.error)
+        self.failures = 0 if group.rollouts else self.failures + 1
+        if group.failed:
+            self.dropped["error"] += len(group.failed)
+            self.last_failure = f"task {group.task.task_id}: {group.failed[0].error}"
+            log.warning("%d rollouts failed; %s", len(group.failed), self.last_failure)
         lineage = self.version.lineage if self.version else None
         if any(rollout.lineage != lineage for rollout in group.rollouts):
             self.dropped["lineage"] += len(group.rollouts)
@@ -146,5 +154,5 @@ class Scheduler:
         chosen = [self.finished.pop(task_id) for task_id in sorted(self.finished)[: self.groups_per_batch]]
         step, self.next_step = self.next_step, self.next_step + 1
         self.trained_tasks.extend(group.task.task_id for group in chosen)
-        await self._cut(step, chosen)
-        self.dropped.clear()
+        dropped, self.dropped = self.dropped, Counter()
+        await self._cut(step, chosen, dropped)

@@ -13,6 +13,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from intellect_jax.errors import UserError
+
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 # Logical axis of a parameter or activation -> mesh axes that shard it.
@@ -38,17 +40,17 @@ def axis_sizes(parallel: ConfigDict, devices: int) -> dict[str, int]:
     """Sizes of the mesh axes; one axis of -1 takes the devices that are left.
 
     Raises:
-        ValueError: the sizes cannot multiply to ``devices``.
+        UserError: the sizes cannot multiply to ``devices``.
     """
     sizes = {axis: int(parallel[axis]) for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = prod(size for size in sizes.values() if size != -1)
     if len(free) > 1:
-        raise ValueError(f"parallel: only one axis may be -1, not {', '.join(free)}")
+        raise UserError(f"parallel: only one axis may be -1, not {', '.join(free)}")
     if free:
         sizes[free[0]] = devices // fixed
     if prod(sizes.values()) != devices:
-        raise ValueError(f"parallel: axes {sizes} do not multiply to {devices} devices")
+        raise UserError(f"parallel: axes {sizes} do not multiply to {devices} devices")
     return sizes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from intellect_jax.types import PackedBatch
 
 
@@ -15,6 +17,7 @@ def token_counts(batch: PackedBatch) -> dict[str, float]:
         "tokens/stale": int((lags > 0).sum()),
         "staleness/mean": float(lags.mean()) if lags.size else 0.0,
         "staleness/max": int(lags.max(initial=0)),
+        **{f"staleness/hist_{lag}": int(count) for lag, count in enumerate(np.bincount(lags)) if count},
         "mismatch/fresh_count": int((lags == 0).sum()),
     }
 

@@ -40,7 +40,7 @@ class StepOptions(NamedTuple):
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> StepOptions:
-        losses = tuple((name, config.algorithm[name]) for name in config.algorithm.losses)
+        losses = ((config.algorithm.loss, config.algorithm[config.algorithm.loss]),)
         return cls(losses, jnp.dtype(config.model.compute_dtype), config.trainer.remat)
 
 

@@ -55,7 +55,7 @@ BAD = {
     "--config.trainer.optimizer.learning_rate=-1": "trainer.optimizer.learning_rate=-1.0: must be greater than 0",
     "--config.trainer.rows=0": "trainer.rows=0: must be at least 1",
     "--config.trainer.seq_buckets=256,128": "must be a tuple of increasing positive integers",
-    "--config.sampler.backend=sglang": "must be one of jax, vllm",
+    "--config.sampler.backend=sglang": "must be one of jax",
     "--config.envs=()": "RL needs at least one environment",
     "--config.envs=({'name': 'x'},)": "envs=({'name': 'x'},): must be",
     "--config.orchestrator.batch_size=100": "batch_size must be a multiple of group_size",

@@ -1,0 +1,138 @@
+"""The batch queue over real sockets: order, bound, death of either side."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from intellect_jax.transport.batches import BatchClient, BatchServer, decode, encode
+from intellect_jax.types import PackedBatch, Version
+from launch.addresses import free_ports
+
+
+def batch(step):
+    arrays = {
+        "tokens": np.full((2, 4, 8), step, np.int32),
+        "loss_mask": np.arange(64).reshape(2, 4, 8) % 3 == 0,
+        "advantages": np.random.default_rng(step).normal(size=(2, 4, 8)).astype(np.float32),
+    }
+    return PackedBatch(step, arrays, {"metrics": {"reward/mean": 0.5}, "ledger": {"picked": {"e": step}}})
+
+
+@pytest.fixture
+def address():
+    return f"tcp://127.0.0.1:{free_ports(1)[0]}"
+
+
+def in_thread(function):
+    """Runs the blocking trainer's side beside the event loop; returns a future of its result."""
+    return asyncio.get_running_loop().run_in_executor(None, function)
+
+
+async def serving(server):
+    task = asyncio.create_task(server.serve())
+    await asyncio.sleep(0)
+    return task
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+def test_a_batch_crosses_bit_for_bit_and_in_parts():
+    sent = batch(3)
+    received = decode(encode(sent))
+    assert (received.step, received.info) == (3, sent.info)
+    for name, array in sent.arrays.items():
+        assert received.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(received.arrays[name], array)
+    parts = [decode(encode(sent, part, 2)).arrays["advantages"] for part in (0, 1)]
+    np.testing.assert_array_equal(np.stack(parts, 2).reshape(2, 4, 8), sent.arrays["advantages"])
+
+
+def test_the_queue_is_bounded_and_a_dead_trainers_batch_is_given_again(address):
+    async def play():
+        server = BatchServer(address, size=1)
+        task = await serving(server)
+        first = BatchClient(address, timeout=10)
+        first.hello(Version(0, 0), "m", {})
+        await server.offer(batch(1))
+        assert server.full()
+        with pytest.raises(asyncio.QueueFull):
+            await server.offer(batch(2))
+        assert (await in_thread(lambda: first.next(1))).step == 1
+        assert not server.full(), "a batch that a trainer has taken no longer counts"
+        await server.offer(batch(2))
+        first.close()  # dies while it trains batch 1
+        second = BatchClient(address, timeout=10)
+        second.hello(Version(1, 0), "m", {})
+        assert (await in_thread(lambda: second.next(1))).step == 1
+        assert (await in_thread(lambda: second.next(2))).step == 2
+        second.close()
+        task.cancel()
+        server.close()
+        return [server.messages.get_nowait()["version"] for _ in range(2)]
+
+    assert run(play()) == ["0.0", "1.0"]
+
+
+def test_a_restarted_orchestrator_asks_who_the_trainer_is(address):
+    async def play():
+        server = BatchServer(address, size=1)
+        task = await serving(server)
+        client = BatchClient(address, timeout=10)
+        client.hello(Version(0, 0), "m0", {})
+        client.published(Version(0, 5), "m5", {"picked": {"e": 9}})
+        while server.messages.qsize() < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        server.close()
+        await asyncio.sleep(0.1)
+        fresh = BatchServer(address, size=1)
+        task = await serving(fresh)
+        waiting = in_thread(lambda: client.next(6))
+        hello = await fresh.messages.get()
+        fresh.reset(5)
+        await fresh.offer(batch(6))
+        received = await waiting
+        client.close()
+        task.cancel()
+        fresh.close()
+        return hello, received.step
+
+    hello, step = run(play())
+    assert hello == {"type": "hello", "version": "0.5", "manifest": "m5", "ledger": {"picked": {"e": 9}}}
+    assert step == 6
+
+
+def test_waiting_ends_with_a_message_or_when_told_to_stop(address):
+    client = BatchClient(address, timeout=0.5)
+    with pytest.raises(
+        TimeoutError, match=r"no sign of life from the orchestrator for 0.5 s while waiting for batch 7"
+    ):
+        client.next(7)
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    assert BatchClient(address, timeout=60).next(7, stop.is_set) is None
+    client.close()
+
+
+def test_signs_of_life_keep_a_trainer_waiting(address, monkeypatch):
+    monkeypatch.setattr("intellect_jax.transport.batches.SIGN_OF_LIFE_S", 0.2)
+
+    async def play():
+        server = BatchServer(address, size=1)
+        task = await serving(server)
+        client = BatchClient(address, timeout=1.0)
+        client.hello(Version(0, 0), "m", {})
+        waiting = in_thread(lambda: client.next(1))
+        await asyncio.sleep(2.0)  # longer than its timeout
+        await server.offer(batch(1))
+        received = await waiting
+        task.cancel()
+        client.close()
+        server.close()
+        return received.step
+
+    assert run(play()) == 1
