@@ -54,7 +54,7 @@ def facts(config: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("model", model["path"] or shape),
         ("environment", ", ".join(env["name"] for env in config["envs"])),
-        ("algorithm", f"{'+'.join(config['algorithm']['losses'])}, {config['algorithm']['advantage']}"),
+        ("algorithm", f"{config['algorithm']['loss']}, {config['algorithm']['advantage']}"),
         ("batch", f"{orchestrator['batch_size']} rollouts in groups of {orchestrator['group_size']}"),
         ("learning rate", f"{config['trainer']['optimizer']['learning_rate']:g}"),
         ("off-policy bound", f"{orchestrator['max_off_policy_steps']} steps"),
