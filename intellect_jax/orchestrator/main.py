@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.tokenizer import load_tokenizer
+from intellect_jax.files import write_json
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.orchestrator.batching import batch_metrics, make_batch
 from intellect_jax.orchestrator.curriculum import Curriculum
@@ -103,6 +104,9 @@ class Orchestrator:
                 await self._restart(final, message["ledger"])
             await self._serve_version(final, Path(message["manifest"]))
         await self.evaluate(final, is_final=True)
+        write_json(
+            self.run_dir / "ledger.json", {**self.scheduler.ledger(), "counts": self.scheduler.outcomes.counts()}
+        )
 
     async def cut(self, step: int, groups: list[Group], dropped: Counter[str]) -> None:
         """Makes batch ``step`` of the groups and queues it with the ledger as of now."""

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.orchestrator.curriculum import Curriculum
 from intellect_jax.orchestrator.groups import Group
+from intellect_jax.orchestrator.outcomes import Outcomes
 from intellect_jax.types import Task, Version
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Scheduler:
         self.started_at: dict[int, int] = {}  # task id -> version number when it started
         self.finished: dict[int, Group] = {}  # by task id
         self.dropped: Counter[str] = Counter()  # rollouts since the last cut, by reason
-        self.trained_tasks: list[int] = []
+        self.outcomes = Outcomes()
         self.last_failure = ""
         self.failures = 0  # groups in a row of which no rollout could be used
 
@@ -84,6 +85,7 @@ class Scheduler:
         running = asyncio.ensure_future(self._start(task))
         self.running[running] = task
         self.started_at[task.task_id] = self.version.number if self.version else 0
+        self.outcomes.mark(task.task_id, "running")
         running.add_done_callback(self._on_finished)
 
     def set_version(self, version: Version) -> None:
@@ -103,14 +105,14 @@ class Scheduler:
         self.next_step = version.number + 1
         self.curriculum.picked.update(ledger.get("picked", dict.fromkeys(self.curriculum.picked, 0)))
         self.again = deque(Task(**task) for task in ledger.get("unfinished", []))
-        self.trained_tasks = list(ledger.get("trained_tasks", []))
+        self.outcomes = Outcomes.decode(ledger.get("outcomes", ""))
         self.changed.set()
 
     def ledger(self) -> dict[str, Any]:
         """What a restored run needs to go on without training a task twice or losing one."""
         unfinished = [*self.running.values(), *(g.task for g in self.finished.values()), *self.again]
         tasks = sorted((vars(task) for task in unfinished), key=lambda task: task["task_id"])
-        return {"picked": self.curriculum.state(), "unfinished": tasks, "trained_tasks": self.trained_tasks}
+        return {"picked": self.curriculum.state(), "unfinished": tasks, "outcomes": self.outcomes.encode()}
 
     def cancel_running(self) -> None:
         for running in list(self.running):
@@ -121,13 +123,17 @@ class Scheduler:
         self.started_at.pop(task.task_id)
         self.changed.set()
         if done.cancelled():
-            self.dropped["lineage" if self.version is None else "stale"] += self.orch.group_size
-            return
-        if done.exception() is not None:
+            self._drop(task, "lineage" if self.version is None else "stale", self.orch.group_size)
+        elif done.exception() is not None:
             log.error("group of task %d failed: %r", task.task_id, done.exception(), exc_info=done.exception())
-            self.dropped["error"] += self.orch.group_size
-            return
-        self._keep_if_useful(done.result())
+            self._drop(task, "error", self.orch.group_size)
+        else:
+            self._keep_if_useful(done.result())
+
+    def _drop(self, task: Task, reason: str, rollouts: int) -> None:
+        self.dropped[reason] += rollouts
+        if reason != "lineage":  # an abandoned task runs again
+            self.outcomes.mark(task.task_id, reason)
 
     def _keep_if_useful(self, group: Group) -> None:
         self.failures = 0 if group.rollouts else self.failures + 1
@@ -137,9 +143,9 @@ class Scheduler:
             log.warning("%d rollouts failed; %s", len(group.failed), self.last_failure)
         lineage = self.version.lineage if self.version else None
         if any(rollout.lineage != lineage for rollout in group.rollouts):
-            self.dropped["lineage"] += len(group.rollouts)
+            self._drop(group.task, "lineage", len(group.rollouts))
         elif not group.has_signal:
-            self.dropped["no_signal"] += len(group.rollouts)
+            self._drop(group.task, "no_signal" if group.rollouts else "error", len(group.rollouts))
         else:
             self.finished[group.task.task_id] = group
 
@@ -147,12 +153,13 @@ class Scheduler:
         """Drops what became too old; cuts the next batch if enough is left."""
         for task_id, group in list(self.finished.items()):
             if self.next_step - 1 - group.oldest_version > self.orch.max_off_policy_steps:
-                self.dropped["stale"] += len(group.rollouts)
+                self._drop(group.task, "stale", len(group.rollouts))
                 del self.finished[task_id]
         if len(self.finished) < self.groups_per_batch:
             return
         chosen = [self.finished.pop(task_id) for task_id in sorted(self.finished)[: self.groups_per_batch]]
         step, self.next_step = self.next_step, self.next_step + 1
-        self.trained_tasks.extend(group.task.task_id for group in chosen)
+        for group in chosen:
+            self.outcomes.mark(group.task.task_id, "trained")
         dropped, self.dropped = self.dropped, Counter()
         await self._cut(step, chosen, dropped)

@@ -8,6 +8,7 @@ import pytest
 from intellect_jax.config import default_config
 from intellect_jax.orchestrator.curriculum import Curriculum
 from intellect_jax.orchestrator.groups import Group
+from intellect_jax.orchestrator.outcomes import Outcomes
 from intellect_jax.orchestrator.scheduler import Scheduler
 from intellect_jax.types import Node, Rollout, Task, Version
 
@@ -83,6 +84,9 @@ def test_no_batch_ever_holds_a_token_staler_than_the_bound(bound, seed):
     assert world.most_running <= config.orchestrator.max_inflight_groups
     trained = [group.task.task_id for groups in world.batches.values() for group in groups]
     assert len(trained) == len(set(trained)), "no task is trained twice"
+    outcomes = world.scheduler.outcomes
+    assert sorted(trained) == outcomes.of("trained")
+    assert len(outcomes) == sum(world.scheduler.curriculum.picked.values()), "every dispatched task has an outcome"
 
 
 def test_synchronous_batches_are_the_same_whatever_finishes_first():
@@ -137,7 +141,7 @@ def test_a_restored_ledger_runs_unfinished_tasks_first_and_trained_ones_never_ag
             await asyncio.sleep(0.001)
         ledger = world.scheduler.ledger()
         first = [g.task.task_id for groups in world.batches.values() for g in groups]
-        assert ledger["trained_tasks"] == first
+        assert Outcomes.decode(ledger["outcomes"]).of("trained") == first
         for task in (running, training):
             task.cancel()
         again = World(make_config(bound=2, steps=12), seed=6)
