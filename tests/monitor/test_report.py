@@ -48,6 +48,7 @@ def test_curves_follow_the_surviving_steps(data):
 def test_speeds_and_waits_come_from_what_the_roles_wrote(data):
     rl = data["rl"]
     assert rl["sampler_speed"][10] == pytest.approx(3000 / STEP, rel=0.01)
+    assert min(rl["sampler_speed"]) >= 0  # although a restarted sampler counts from 0 again
     assert rl["queue"][10] == pytest.approx(0.2 / STEP, abs=1e-3)  # a batch lies there for 0.2 s of a step
     assert rl["batch_ready"][10] + rl["batch_none"][10] == pytest.approx(STEP, rel=1e-3)
     assert rl["sampler_busy"][10] + rl["sampler_idle"][10] == pytest.approx(STEP, rel=1e-3)
