@@ -33,7 +33,7 @@ def page(data: dict[str, Any]) -> str:
     def asset(name: str) -> str:
         return (assets / name).read_text(encoding="utf-8")
 
-    encoded = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    encoded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
         "STYLE": asset("style.css"),
         "DATA": encoded,

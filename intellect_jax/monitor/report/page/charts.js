@@ -87,13 +87,13 @@ function lineChart(parent, id, title, table, series, { hint, span, zero = false,
   const { legend, body } = card(parent, id, title, { hint, span });
   const drawn = series.filter((s) => (s.points ? s.points.length : s.values && s.values.some(known)));
   if (!table.step.length || !drawn.length) return body.append(make("div", { class: "empty" }, "nothing logged yet"));
+  const lines = drawn.filter((s) => !s.points);
   const all = drawn.flatMap((s) => (s.points ? s.points.map((p) => p.value) : s.values.filter(known)));
   let low = Math.min(...all), high = Math.max(...all);
   if (zero) { low = Math.min(low, 0); high = Math.max(high, 0); }
   const pad = (high - low || Math.abs(high) || 1) * 0.06;
-  const bottom = zero && low === 0 ? 0 : low - pad, top = high + pad;
+  const bottom = zero && low === 0 ? 0 : low - pad, top = high + (lines.length < drawn.length ? 2 * pad : pad); // labels of points want room
   const firstStep = Math.min(table.step[0], ...drawn.flatMap((s) => (s.points || []).map((p) => p.step)));
-  const lines = drawn.filter((s) => !s.points);
   for (const s of lines) s.smoothed = s.raw ? s.values : smooth(s.values);
   const read = readouts(legend, drawn.map((s) => ({ ...s, dots: s.points })), (s, i) => {
     if (s.points) return format(s.points[s.points.length - 1].value);

@@ -37,7 +37,7 @@ function number(value) {
   return `${mantissa}×10${superscript(Number(exponent))}`;
 }
 const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "±") + number(Math.abs(value));
-const percent = (value) => (known(value) ? `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%` : "–");
+const percent = (value) => (known(value) ? `${(100 * value).toFixed((value > 0 && value < 0.1) || (value > 0.99 && value < 1) ? 1 : 0)}%` : "–");
 function duration(seconds) {
   const s = Math.round(seconds);
   if (s < 60) return `${s} s`;
