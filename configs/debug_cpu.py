@@ -33,8 +33,8 @@ def get_config(arg: str | None = None):
     sft.decay_steps = 100
 
     trainer = config.trainer
-    trainer.max_steps = 200
-    trainer.optimizer.learning_rate = 5e-4
+    trainer.max_steps = 140
+    trainer.optimizer.learning_rate = 1e-3
     trainer.optimizer.b2 = 0.99
     trainer.rows = 16
     trainer.seq_buckets = (64,)  # two rollouts a row: longer rows would waste attention across them
@@ -42,8 +42,8 @@ def get_config(arg: str | None = None):
 
     orchestrator = config.orchestrator
     orchestrator.batch_size = 128
-    orchestrator.group_size = 16
-    orchestrator.max_inflight_groups = 8
+    orchestrator.group_size = 8
+    orchestrator.max_inflight_groups = 16
     orchestrator.max_off_policy_steps = 2
     orchestrator.max_new_tokens = 18
 
