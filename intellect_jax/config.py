@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict, config_dict
 
@@ -33,6 +34,14 @@ def between(low, high) -> Callable[[Any], str | None]:
     return lambda value: None if low <= value <= high else f"between {low} and {high}"
 
 
+def share(value) -> str | None:
+    return None if 0.0 <= value < 1.0 else "at least 0.0 and less than 1.0"
+
+
+def axis_size(value) -> str | None:
+    return None if value == -1 or value >= 1 else "at least 1, or -1"
+
+
 def above(low) -> Callable[[Any], str | None]:
     return lambda value: None if value > low else f"greater than {low}"
 
@@ -46,6 +55,25 @@ def increasing(value) -> str | None:
     return None if good else "a tuple of increasing positive integers"
 
 
+def address_parts(address: str, scheme: str) -> tuple[str, int] | None:
+    """(host, port) of ``scheme://host:port``, or None when the text is not of that form."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    return (host, port) if parts.scheme == scheme and host and port else None
+
+
+def tcp_address(value) -> str | None:
+    return None if not value or address_parts(value, "tcp") else "tcp://host:port, or empty to choose a port"
+
+
+def http_addresses(value) -> str | None:
+    good = all(isinstance(url, str) and any(address_parts(url, s) for s in ("http", "https")) for url in value)
+    return None if good else "a tuple of http://host:port, or empty to choose ports"
+
+
 def tensorboard(value) -> str | None:
     missing = value and find_spec("tensorboardX") is None
     return "False until tensorboardX is there: pip install 'intellect-jax[tensorboard]'" if missing else None
@@ -53,9 +81,14 @@ def tensorboard(value) -> str | None:
 
 def environments(value) -> str | None:
     fields = {"name", "ratio", "args"}
-    good = all(isinstance(e, dict) and set(e) == fields and e["name"] and e["ratio"] > 0 for e in value)
+    good = all(isinstance(e, dict) and set(e) == fields and _is_environment(**e) for e in value)
     good = good and len({e["name"] for e in value}) == len(value)
     return None if good else "a tuple of env('name', ratio=…, **arguments), each name once, with ratios above 0"
+
+
+def _is_environment(name: Any, ratio: Any, args: Any) -> bool:
+    named = isinstance(name, str) and bool(name) and isinstance(args, dict)
+    return named and isinstance(ratio, (int, float)) and ratio > 0
 
 
 def env(name: str, ratio: float = 1.0, **args: Any) -> dict[str, Any]:
@@ -130,8 +163,8 @@ SCHEMA: dict[str, Any] = {
             "learning_rate": Key(1e-6, "peak learning rate", above(0)),
             "warmup_steps": Key(0, "steps of linear warm-up", at_least(0)),
             "schedule": Key("constant", "after warm-up", one_of("constant", "linear", "cosine")),
-            "b1": Key(0.9, "Adam's first-moment decay", between(0.0, 1.0)),
-            "b2": Key(0.95, "Adam's second-moment decay", between(0.0, 1.0)),
+            "b1": Key(0.9, "Adam's first-moment decay", share),
+            "b2": Key(0.95, "Adam's second-moment decay", share),
             "eps": Key(1e-8, "Adam's epsilon", above(0)),
             "weight_decay": Key(0.0, "decoupled decay of matrices (not norms, biases)", at_least(0.0)),
             "clip_norm": Key(1.0, "largest global gradient norm", above(0)),
@@ -145,11 +178,11 @@ SCHEMA: dict[str, Any] = {
         "batch_timeout": Key(600.0, "longest wait for a batch without a sign of life, seconds", above(0)),
     },
     "parallel": {
-        "data": Key(1, "replicas of the fully sharded groups (-1: what is left)", at_least(-1)),
-        "fsdp": Key(-1, "devices over which parameters and batch are sharded (-1: what is left)", at_least(-1)),
-        "expert": Key(1, "devices over which experts are sharded", at_least(-1)),
-        "context": Key(1, "devices over which a sequence is sharded", at_least(-1)),
-        "tensor": Key(1, "devices over which heads and MLP width are sharded", at_least(-1)),
+        "data": Key(1, "replicas of the fully sharded groups (-1: what is left)", axis_size),
+        "fsdp": Key(-1, "devices over which parameters and batch are sharded (-1: what is left)", axis_size),
+        "expert": Key(1, "devices over which experts are sharded", axis_size),
+        "context": Key(1, "devices over which a sequence is sharded", axis_size),
+        "tensor": Key(1, "devices over which heads and MLP width are sharded", axis_size),
     },
     "orchestrator": {
         "batch_size": Key(128, "rollouts per trainer step", at_least(1)),
@@ -161,7 +194,7 @@ SCHEMA: dict[str, Any] = {
         "max_turns": Key(1, "longest conversation, model turns", at_least(1)),
         "temperature": Key(1.0, "sampling temperature of training rollouts", above(0)),
         "max_attempts": Key(3, "tries of one generation or one environment call", at_least(1)),
-        "address": Key("", "where trainers fetch batches, tcp://host:port; empty: chosen at start"),
+        "address": Key("", "where trainers fetch batches; empty: chosen at start", tcp_address),
     },
     "eval": {
         "every": Key(0, "RL steps between evaluations (0: only before and after)", at_least(0)),
@@ -174,12 +207,12 @@ SCHEMA: dict[str, Any] = {
         "workers": Key(1, "environment worker processes", at_least(1)),
         "concurrency": Key(32, "calls that one worker runs at once", at_least(1)),
         "timeout": Key(60.0, "longest environment call, seconds", above(0)),
-        "address": Key("", "where workers find the orchestrator, tcp://host:port; empty: chosen at start"),
+        "address": Key("", "where workers find the orchestrator; empty: chosen at start", tcp_address),
     },
     "sampler": {
         "backend": Key("jax", "rollout engine", one_of("jax")),
         "num_servers": Key(1, "servers that the launcher starts", at_least(1)),
-        "urls": Key((), "base URLs of the fleet; empty: chosen at start"),
+        "urls": Key((), "base URLs of the fleet; empty: chosen at start", http_addresses),
         "slots": Key(64, "requests that decode together (JAX engine)", at_least(1)),
         "max_len": Key(64, "longest prompt plus answer, tokens (JAX engine)", at_least(2)),
         "prefill_buckets": Key((32, 64), "padded prompt lengths, tokens; each compiles once", increasing),
@@ -209,6 +242,8 @@ SCHEMA: dict[str, Any] = {
         "threads": Key(0, "CPU threads of each JAX process (0: JAX's own choice)", at_least(0)),
         "start_timeout": Key(300.0, "longest start of one role, seconds", above(0)),
         "stop_timeout": Key(120.0, "longest orderly end of one role after Ctrl-C, seconds", above(0)),
+        "heartbeat_timeout": Key(30.0, "a role without a sign of life for so long is killed, seconds", above(2)),
+        "progress_timeout": Key(300.0, "a role that stands still for so long starts again, seconds", above(0)),
         "chosen": Key((), "addresses that the launcher filled in for this start; free again at the next"),
     },
 }

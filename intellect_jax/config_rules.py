@@ -56,6 +56,11 @@ RULES: tuple[Rule, ...] = (
         "query heads must be a multiple of key/value heads",
     ),
     Rule(
+        ("model.head_dim", "model.partial_rotary_factor"),
+        lambda c: not c.model.path and int(c.model.head_dim * c.model.partial_rotary_factor) % 2 != 0,
+        "RoPE rotates pairs: their product must be even",
+    ),
+    Rule(
         ("model.n_routed_experts", "model.n_group"),
         lambda c: not c.model.path and c.model.n_routed_experts % c.model.n_group != 0,
         "experts must divide evenly into groups",
@@ -77,6 +82,11 @@ RULES: tuple[Rule, ...] = (
         ("model.first_k_dense_replace", "model.num_hidden_layers"),
         lambda c: not c.model.path and c.model.first_k_dense_replace > c.model.num_hidden_layers,
         "at most every layer can be dense",
+    ),
+    Rule(
+        ("parallel.data", "parallel.fsdp", "parallel.expert", "parallel.context", "parallel.tensor"),
+        lambda c: list(c.parallel.values()).count(-1) > 1,
+        "only one axis may be -1 and take the devices that are left",
     ),
     Rule(
         ("sft.microbatches", "trainer.microbatch_buckets"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
+from intellect_jax.config import address_parts
 from intellect_jax.errors import UserError
 from launch.configuration import assign
 
@@ -16,8 +16,7 @@ LOCAL = "127.0.0.1"
 def choose(config: ConfigDict) -> None:
     """Fills every empty address with a free local port and notes in ``launch.chosen`` which ones.
 
-    What an earlier start chose (the configuration may come from its config.json) is chosen anew. Raises UserError when
-    an address that the user gave for a role of this machine is taken.
+    What an earlier start chose (the configuration may come from its config.json) is chosen anew.
     """
     needed = {
         "orchestrator.address": 1,
@@ -32,9 +31,16 @@ def choose(config: ConfigDict) -> None:
         else:
             assign(config, name, f"tcp://{LOCAL}:{next(ports)}")
     config.launch.chosen = tuple(empty)
-    for name in ("orchestrator.address", "environments.address"):
-        if name not in empty:
-            refuse_taken(name, _value(config, name))
+
+
+def refuse_taken(config: ConfigDict) -> None:
+    """Raises UserError when an address that the user gave for a role of this machine is taken."""
+    listening = [name for name in ("orchestrator.address", "environments.address") if given(config, name)]
+    addresses = [_value(config, name) for name in listening]
+    if len(set(addresses)) < len(addresses):
+        raise UserError(f"{listening[0]}={addresses[0]}: must differ from {listening[1]}, both are listened on")
+    for name, address in zip(listening, addresses, strict=True):
+        refuse_unlistenable(name, address, "tcp")
 
 
 def given(config: ConfigDict, name: str) -> bool:
@@ -54,15 +60,11 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def refuse_taken(name: str, address: str) -> None:
-    """Raises UserError when a role could not listen on ``tcp://host:port`` here."""
-    parts = urlsplit(address)
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if parts.scheme != "tcp" or not host or not port:
-        raise UserError(f"{name}={address}: must look like tcp://host:port")
+def refuse_unlistenable(name: str, address: str, scheme: str) -> None:
+    """Raises UserError when a role could not listen on ``scheme://host:port`` here."""
+    parts = address_parts(address, scheme)
+    assert parts is not None, address  # the configuration is checked
+    host, port = parts
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no hindrance
         try:

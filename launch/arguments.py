@@ -11,6 +11,12 @@ ROLES = ("trainer", "orchestrator", "sampler", "env")
 COMMANDS = ("run", "sft", "eval", "export", *ROLES)
 SWITCHES = ("fresh", "dry_run", "help")
 VALUES = ("config", "index", "checkpoint", "out")
+ONLY_FOR = {  # options that other commands would silently ignore
+    "fresh": ("run", "sft"),
+    "index": ("sampler", "env"),
+    "checkpoint": ("export",),
+    "out": ("export",),
+}
 
 
 @dataclass
@@ -49,6 +55,8 @@ def _take_flag(arguments: Arguments, words: list[str]) -> None:
     if not word.startswith("--"):
         raise UserError(f"cannot place {word!r}: options look like --config.key=value")
     name, equals, value = word[2:].partition("=")
+    if arguments.command not in ONLY_FOR.get(name, COMMANDS):
+        raise UserError(f"--{name} means nothing to `launch {arguments.command}`, only to: {', '.join(ONLY_FOR[name])}")
     if name in SWITCHES:
         if equals:
             raise UserError(f"--{name} takes no value")

@@ -17,7 +17,7 @@ from intellect_jax.monitor.console import Console, Progress
 from intellect_jax.monitor.metrics import Metrics, read_metrics
 from intellect_jax.monitor.summary import LAUNCHER, write_summary
 from intellect_jax.transport.weights import WeightStore
-from launch import addresses, preparation, reporting, roles, rundir
+from launch import addresses, preflight, preparation, reporting, roles, rundir
 from launch.arguments import Arguments
 from launch.configuration import DEFAULTS, Resolved, resolve
 from launch.exit_codes import DONE
@@ -44,13 +44,16 @@ def sft(arguments: Arguments) -> int:
 def evaluate(arguments: Arguments) -> int:
     """One evaluation, in ``<run>/eval``: of the run's newest published version, or of what ``sampler.urls`` serves."""
     resolved = resolve(arguments, _evaluation_keys(resolve(arguments)))
-    preparation.refuse_missing(resolved.config)
+    if not resolved.config.envs:
+        raise UserError("envs=(): must name an environment, e.g. config.envs = (env('reverse_text'),)")
+    roles_here = ("orchestrator", "sampler", "env")
+    preflight.refuse(resolved, roles_here)
     if arguments.dry_run:
         return _dry_run(resolved)
     with rundir.locked(resolved.run_dir):
         addresses.choose(resolved.config)
         rundir.set_aside(resolved.run_dir)
-        code = _supervise(resolved, ("orchestrator", "sampler", "env"))
+        code = _supervise(resolved, roles_here)
     for row in read_metrics(resolved.run_dir):
         if "eval/reward" in row:
             print("  ".join(f"{name} {value:g}" for name, value in row.items() if name.startswith("eval/")))
@@ -73,10 +76,15 @@ def _evaluation_keys(trained: Resolved) -> dict[str, Any]:
 def export(arguments: Arguments) -> int:
     """A checkpoint as a Hugging Face folder."""
     resolved = resolve(arguments)
+    out = Path(arguments.out) if arguments.out else resolved.run_dir / "export"
+    if not any(folder.name.isdecimal() for folder in (resolved.run_dir / "checkpoints").glob("*")):
+        raise UserError(f"{resolved.run_dir} has no checkpoint to export: train first, or give another run.name")
+    preflight.refuse_unwritable("--out", out)
+    if arguments.dry_run:
+        return _dry_run(resolved, write=False)
     os.environ |= roles.environment(resolved.config, "trainer")
     from launch.export import main  # only now: it imports JAX
 
-    out = Path(arguments.out) if arguments.out else resolved.run_dir / "export"
     return main(resolved.config, resolved.run_dir, out, arguments.checkpoint)
 
 
@@ -89,6 +97,9 @@ def role(arguments: Arguments) -> int:
         raise UserError(f"{missing[0]} is empty: a role started alone must be told, as --config.{missing[0]}=…")
     if arguments.command == "sampler" and arguments.index >= len(config.sampler.urls):
         raise UserError(f"--index={arguments.index}: sampler.urls has {len(config.sampler.urls)} entries")
+    if arguments.dry_run:
+        preflight.refuse(resolved, (arguments.command,))
+        return _dry_run(resolved, write=False)
     preparation.prepare_tokenizer(config, resolved.run_dir)
     return roles.run(arguments.command, config, resolved.run_dir, arguments.index)
 
@@ -102,9 +113,9 @@ def _needed_addresses(role: str, config: ConfigDict) -> list[str]:
 
 def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) -> int:
     """Starts or resumes a run. Whatever the user has to put right is told before an earlier run is moved away."""
-    preparation.refuse_missing(resolved.config)
     if not arguments.fresh:
         rundir.refuse_changes(resolved.config, resolved.run_dir)
+    preflight.refuse(resolved, wanted)
     if arguments.dry_run:
         return _dry_run(resolved)
     with rundir.locked(resolved.run_dir):
@@ -122,12 +133,12 @@ def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) ->
     return code
 
 
-def _dry_run(resolved: Resolved) -> int:
-    """Prints the whole configuration, with the origin of what is not default, and leaves it in config.json."""
+def _dry_run(resolved: Resolved, *, write: bool = True) -> int:
+    """Prints the whole configuration, with the origin of what is not default, and leaves it in config.json if asked."""
     for name, default in DEFAULTS.items():
         origin = f"    # {resolved.origins[name]}; default {default!r}" if name in resolved.origins else ""
         print(f"{name} = {get(resolved.config, name)!r}{origin}")
-    if not rundir.started(resolved.run_dir):  # a started run keeps what its roles were given
+    if write and not rundir.started(resolved.run_dir):  # a started run keeps what its roles were given
         print(f"written to {rundir.write_config(resolved.config, resolved.run_dir)}; nothing was started")
     return DONE
 

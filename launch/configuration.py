@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import math
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,10 +194,12 @@ def _check_known(name: str) -> None:
 
 
 def _check_type(name: str, default: Any, value: Any) -> None:
-    """An int may stand for a float; True is no int."""
+    """An int may stand for a float; True is no int; nan and infinity are no numbers that JSON could hold."""
     kinds: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
     if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise UserError(f"{name}={value!r}: must be {_kind(default)}, not {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value!r}: must be a finite number")
 
 
 def _kind(default: Any) -> str:

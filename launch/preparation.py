@@ -8,11 +8,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from intellect_jax.config import to_plain
-from intellect_jax.environments.loader import load_environment
 from intellect_jax.errors import UserError
 
-PATHS = ("model.path", "tokenizer.path", "sft.data", "eval.weights")
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -22,21 +19,6 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
 )
-
-
-def refuse_missing(config: ConfigDict) -> None:
-    """Raises UserError for a key that names a file, a folder or an environment which is not there.
-
-    Hub ids (``org/name``) and data-set names (``tfds:…``) do not look like local paths and pass.
-    """
-    for name in PATHS:
-        group, last = name.split(".")
-        value = config[group][last]
-        local = value.startswith(("/", ".", "~")) or Path(value).suffix in (".jsonl", ".parquet")
-        if local and not Path(value).expanduser().exists():
-            raise UserError(f"{name}={value}: no such file or folder")
-    for entry in to_plain(config.envs):
-        load_environment(entry["name"], **entry["args"])
 
 
 def prepare_tokenizer(config: ConfigDict, run_dir: Path) -> None:

@@ -29,7 +29,6 @@ MAY_CHANGE = (
     "eval",
     "environments",
     "sampler.backend",
-    "sampler.python",
     "sampler.num_servers",
     "sampler.urls",
     "sampler.slots",

@@ -26,15 +26,20 @@ def load_environment(name: str, **args: Any) -> Environment:
     try:
         inspect.signature(load).bind(**args)
     except TypeError as error:
-        raise UserError(f"environment {name}: load_environment {error}") from None
+        raise UserError(f"environment {name}: load_environment {error}; it takes {_parameters(load)}") from None
     return load(**args)
 
 
+def _parameters(load: Any) -> str:
+    return ", ".join(inspect.signature(load).parameters) or "no arguments"
+
+
 def _import(name: str) -> Any:
-    spec = importlib.util.find_spec(name)
+    """Raises UserError also for what is no name of a module."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or spec.origin is None:  # no origin: a mere folder of that name in the working directory
         folder = LOCAL / name
-        if not folder.is_dir():
+        if not name.isidentifier() or not folder.is_dir():
             local = ", ".join(sorted(p.parent.name for p in LOCAL.glob("*/pyproject.toml")))
             raise UserError(f"environment {name} is neither installed nor in {LOCAL} (which has: {local})")
         sys.path.append(str(folder))

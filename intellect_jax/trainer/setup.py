@@ -18,6 +18,7 @@ from intellect_jax.bridge import huggingface
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import abstract_params, init_params, param_axes
+from intellect_jax.parallel.axes import refuse_uneven
 from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
 from intellect_jax.trainer.optimizer import make_optimizer
 from intellect_jax.trainer.step import StepOptions, TrainState, make_train_step
@@ -93,6 +94,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     """Builds the mesh and compiles the step for every batch shape of the config."""
     cfg = model_config(config, run_dir)
     mesh = make_mesh(config.parallel)
+    refuse_uneven(dict(mesh.shape), config, cfg)
     optimizer = make_optimizer(config.trainer.optimizer)
     abstract_state = _abstract_state(cfg, mesh, optimizer)
     trainer = Trainer(config, cfg, mesh, optimizer, {}, abstract_state)

@@ -36,10 +36,26 @@ def test_a_taken_port_is_told():
         taken.listen()
         config.orchestrator.address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match="Address already in use"):
-            addresses.choose(config)
+            addresses.refuse_taken(config)
+    addresses.refuse_taken(config)
+    config.launch.chosen = ("orchestrator.address",)  # chosen anew at the next start: nobody needs that port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(config.orchestrator.address.rpartition(":")[2])))
+        taken.listen()
+        addresses.refuse_taken(config)
 
 
-@pytest.mark.parametrize("address", ["localhost:5000", "tcp://host", "http://a:1", "tcp://a:many"])
+def test_one_address_for_two_listeners_is_told():
+    config = schema.default_config()
+    config.orchestrator.address = config.environments.address = "tcp://127.0.0.1:5000"
+    with pytest.raises(UserError, match=r"must differ from environments\.address"):
+        addresses.refuse_taken(config)
+
+
+@pytest.mark.parametrize("address", ["localhost:5000", "tcp://host", "http://a:1", "tcp://a:many", "tcp://a:70000"])
 def test_a_malformed_address_is_told(address):
-    with pytest.raises(UserError, match="must look like tcp://host:port"):
-        addresses.refuse_taken("orchestrator.address", address)
+    config = schema.default_config()
+    config.orchestrator.address = address
+    assert schema.validate(config) == [
+        f"orchestrator.address={address!r}: must be tcp://host:port, or empty to choose a port"
+    ]

@@ -63,7 +63,7 @@ BAD = {
     "--config.sft.data=no.jsonl": "sft.data=no.jsonl: no such file or folder",
     "--config.trainer.rows": "--config.trainer.rows needs a value",
     "--frehs": "unknown option --frehs: did you mean '--fresh'?",
-    "--index=one": "--index=one: must be 0 or more",
+    "--index=1": "--index means nothing to `launch run`, only to: sampler, env",
     "stray": "cannot place 'stray'",
 }
 
@@ -173,6 +173,8 @@ def test_a_role_alone_must_be_told_its_addresses(launch):
     assert code == 2 and "environments.address is empty" in err
     code, _, err = launch("--config.sampler.urls=http://a:1", "--index=1", command=("sampler",))
     assert code == 2 and "sampler.urls has 1 entries" in err
+    code, _, err = launch("--index=one", command=("env",))
+    assert code == 2 and "--index=one: must be 0 or more" in err
 
 
 def test_sft_and_eval_need_something_to_do(launch):

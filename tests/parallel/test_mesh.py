@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from intellect_jax.config import default_config
-from intellect_jax.parallel.mesh import axis_sizes
+from intellect_jax.models.config import ModelConfig
+from intellect_jax.parallel.axes import axis_sizes, refuse_uneven
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,3 +48,16 @@ def test_one_free_axis_takes_the_devices_that_are_left():
     parallel.data = -1
     with pytest.raises(ValueError, match="only one axis may be -1"):
         axis_sizes(parallel, 8)
+
+
+def test_a_length_that_its_axes_do_not_divide_is_told():
+    config = default_config()
+    cfg = ModelConfig.from_config(config.model, 102)
+    sizes = {"data": 1, "fsdp": 4, "expert": 1, "context": 1, "tensor": 1}
+    refuse_uneven(sizes, config, cfg)
+    with pytest.raises(
+        ValueError, match=r"trainer.rows=8: must be a multiple of 16 to be sharded over parallel.data=4"
+    ):
+        refuse_uneven(sizes | {"data": 4}, config, cfg)
+    with pytest.raises(ValueError, match=r"model.vocab_size=102: must be a multiple of 4"):
+        refuse_uneven(sizes | {"tensor": 4}, config, cfg)

@@ -1,0 +1,97 @@
+"""How much memory and disk a run will need and what this machine has. Arithmetic only: nothing imports JAX."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from intellect_jax.bridge import families
+from intellect_jax.models.config import ModelConfig
+from launch import addresses
+
+BYTES = {"float32": 4, "bfloat16": 2}
+TRAINED = 16  # bytes a parameter in the trainer: float32 master, two moments, gradient
+SAVED = 12  # bytes a parameter in a checkpoint: all of these but the gradient
+_CGROUPS = (  # (limit, use) of version 2, then 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+
+
+def parameter_count(cfg: ModelConfig) -> int:
+    """Parameters of the whole policy; layers of a kind are equal, so one of each is counted."""
+
+    def count(layers: int, dense: int) -> int:
+        small = replace(cfg, num_hidden_layers=layers, first_k_dense_replace=dense)
+        return sum(prod(entry.shape) for entry in families.of(cfg).entries(small))
+
+    rest = count(0, 0)
+    dense_layer, moe_layer = count(1, 1) - rest, count(1, 0) - rest
+    return rest + cfg.num_dense_layers * dense_layer + cfg.num_moe_layers * moe_layer
+
+
+def disk_bytes(config: ConfigDict, parameters: int) -> int:
+    """What checkpoints, versions and the export take at most; one more of each is there while it is written."""
+    total = (config.checkpoint.keep + 1) * SAVED * parameters
+    if config.trainer.max_steps:
+        total += (config.weights.keep + 1) * BYTES[config.weights.dtype] * parameters
+    if config.export.enabled:
+        total += BYTES[config.export.dtype] * parameters
+    return total
+
+
+def memory_bytes(config: ConfigDict, parameters: int, roles: tuple[str, ...]) -> int:
+    """Weights, gradients and moments of the roles that this machine runs; activations come on top."""
+    total = TRAINED * parameters * ("trainer" in roles)
+    if "sampler" in roles and not addresses.given(config, "sampler.urls"):
+        total += config.sampler.num_servers * BYTES[config.sampler.dtype] * parameters
+    return total
+
+
+def available_memory() -> int | None:
+    """Bytes that new processes may still take, of the machine and of its control group; None where nothing tells."""
+    known = []
+    meminfo = _read("/proc/meminfo")
+    if match := re.search(r"MemAvailable:\s+(\d+) kB", meminfo):
+        known.append(int(match[1]) * 1024)
+    for limit, used in _CGROUPS:
+        if (most := _read(limit).strip()).isdigit():
+            known.append(max(0, int(most) - int(_read(used) or 0)))
+    return min(known, default=None)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder, 0 without one."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def runs_on_cpu(platform: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether JAX will use the CPU for sure: asked for, or no plug-in for anything else is installed."""
+    asked = platform or environment.get("JAX_PLATFORMS", "")
+    if asked:
+        return asked == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and find_spec("jax_plugins") is None and find_spec("libtpu") is None
+
+
+def cpu_devices(environment: Mapping[str, str] = os.environ) -> int:
+    """Devices that JAX makes of the CPU: one, unless XLA_FLAGS or JAX_NUM_CPU_DEVICES asks for more."""
+    forced = _DEVICES.findall(environment.get("XLA_FLAGS", ""))
+    asked = forced[-1] if forced else environment.get("JAX_NUM_CPU_DEVICES", "")
+    return int(asked) if asked.isdigit() else 1
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

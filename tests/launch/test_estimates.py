@@ -1,0 +1,66 @@
+from math import prod
+
+import pytest
+
+from intellect_jax import config as schema
+from intellect_jax.bridge.families import glm4_moe
+from intellect_jax.models.config import ModelConfig
+from launch import estimates
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"first_k_dense_replace": 3}, {"num_hidden_layers": 5}, {"tie_word_embeddings": True, "n_shared_experts": 0}],
+)
+def test_parameters_are_those_of_a_checkpoint(changes):
+    model = schema.default_config().model
+    model.update(changes)
+    cfg = ModelConfig.from_config(model, 102)
+    assert estimates.parameter_count(cfg) == sum(prod(entry.hf_shape) for entry in glm4_moe.entries(cfg))
+
+
+def test_memory_counts_every_copy_on_this_machine():
+    config = schema.default_config()
+    config.sampler.num_servers = 2
+    everything = ("trainer", "orchestrator", "sampler", "env")
+    assert estimates.memory_bytes(config, 1000, everything) == 16_000 + 2 * 2_000
+    assert estimates.memory_bytes(config, 1000, ("trainer",)) == 16_000
+    config.sampler.urls = ("http://elsewhere:80",)
+    assert estimates.memory_bytes(config, 1000, everything) == 16_000
+
+
+def test_disk_counts_what_is_there_while_the_next_is_written():
+    config = schema.default_config()
+    config.checkpoint.keep, config.weights.keep, config.weights.dtype = 2, 4, "float32"
+    assert estimates.disk_bytes(config, 1000) == 3 * 12_000 + 5 * 4_000 + 2_000
+    config.trainer.max_steps, config.export.enabled = 0, False
+    assert estimates.disk_bytes(config, 1000) == 3 * 12_000
+
+
+def test_this_machine_has_memory():
+    assert estimates.available_memory() > 10**8
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "expected"),
+    [
+        ("cpu", {}, True),
+        ("cuda", {"JAX_PLATFORMS": "cpu"}, False),
+        ("", {"JAX_PLATFORMS": "cpu"}, True),
+        ("", {"JAX_PLATFORMS": "cuda,cpu"}, False),
+    ],
+)
+def test_when_the_cpu_is_certain(platform, environment, expected):
+    assert estimates.runs_on_cpu(platform, environment) is expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({}, 1),
+        ({"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=8"}, 8),
+        ({"JAX_NUM_CPU_DEVICES": "4"}, 4),
+    ],
+)
+def test_devices_of_a_cpu(environment, devices):
+    assert estimates.cpu_devices(environment) == devices
