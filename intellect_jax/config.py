@@ -218,6 +218,7 @@ SCHEMA: dict[str, Any] = {
         "prefill_buckets": Key((32, 64), "padded prompt lengths, tokens; each compiles once", increasing),
         "prefill_rows": Key(16, "prompts prefilled together", at_least(1)),
         "decode_steps": Key(1, "tokens decoded per host round trip", at_least(1)),
+        "deterministic": Key(False, "one compiled size of each program: a rerun samples the same bits, more slowly"),
         "on_update": Key("reprefill", "running requests at a weight update", one_of("reprefill", "keep_kv", "wait")),
         "request_timeout": Key(120.0, "longest generation request, seconds", above(0)),
         "platform": Key("", "JAX platform of the sampler; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),

@@ -33,9 +33,15 @@ class Shapes:
 
     @classmethod
     def from_config(cls, sampler: ConfigDict) -> Shapes:
-        """From the ``sampler`` section: programs for full use, and for a quarter of the slots and prefill rows."""
+        """From the ``sampler`` section: programs for full use, and for a quarter of the slots and prefill rows.
+
+        ``deterministic`` leaves one size of each: a row's bits do not depend on the other rows of a program, but they
+        do differ between programs.
+        """
         slots, rows = (tuple(sorted({max(n // 4, 1), n})) for n in (sampler.slots, sampler.prefill_rows))
         lengths = tuple(sampler.prefill_buckets)
+        if sampler.deterministic:
+            slots, rows, lengths = slots[-1:], rows[-1:], lengths[-1:]
         return cls(slots, sampler.max_len, lengths, rows, sampler.decode_steps, sampler.dtype)
 
     @property
