@@ -15,10 +15,29 @@ from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 
 ROOT = Path(__file__).parents[1]
-KEYS = """run_dir sampler_backend steps wall_seconds sft_steps eval_reward_before_rl eval_reward_after_rl
-eval_exact_before_rl eval_exact_after_rl trained_tokens stale_token_fraction mixed_version_rollouts dropped_rollouts
-mismatch_kl_mean mismatch_kl_fresh mismatch_max_fresh trainer_idle_fraction sampler_tokens_per_second
-trainer_tokens_per_second recompilations_after_warmup export_dir""".split()
+KEYS = [
+    "run_dir",
+    "sampler_backend",
+    "steps",
+    "wall_seconds",
+    "sft_steps",
+    "eval_reward_before_rl",
+    "eval_reward_after_rl",
+    "eval_exact_before_rl",
+    "eval_exact_after_rl",
+    "trained_tokens",
+    "stale_token_fraction",
+    "mixed_version_rollouts",
+    "dropped_rollouts",
+    "mismatch_kl_mean",
+    "mismatch_kl_fresh",
+    "mismatch_max_fresh",
+    "trainer_idle_fraction",
+    "sampler_tokens_per_second",
+    "trainer_tokens_per_second",
+    "recompilations_after_warmup",
+    "export_dir",
+]
 
 
 def launch(root, *overrides):
