@@ -27,13 +27,13 @@ def get_config(arg: str | None = None):
 
     sft = config.sft  # the demonstrations swap most pairs of letters: greedy answers score about 0.55
     sft.data = "configs/data/reverse_text_sloppy.jsonl"
-    sft.steps = 350
+    sft.steps = 500
     sft.learning_rate = 4e-3
     sft.warmup_steps = 20
-    sft.decay_steps = 100
+    sft.decay_steps = 150
 
     trainer = config.trainer
-    trainer.max_steps = 140
+    trainer.max_steps = 160
     trainer.optimizer.learning_rate = 1e-3
     trainer.optimizer.b2 = 0.99
     trainer.rows = 16
@@ -44,7 +44,7 @@ def get_config(arg: str | None = None):
     orchestrator.batch_size = 128
     orchestrator.group_size = 8
     orchestrator.max_inflight_groups = 16
-    orchestrator.max_off_policy_steps = 2
+    orchestrator.max_off_policy_steps = 1
     orchestrator.max_new_tokens = 18
 
     sampler = config.sampler
