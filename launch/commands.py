@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.config import get
 from intellect_jax.errors import UserError
+from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.closing import closing_lines
 from intellect_jax.monitor.console import Console, Progress
 from intellect_jax.monitor.metrics import Metrics, read_metrics
@@ -160,6 +161,8 @@ def _supervise(resolved: Resolved, wanted: tuple[str, ...]) -> int:
         specs,
         run_dir / "logs",
         stop_timeout=config.launch.stop_timeout,
+        heartbeats=run_dir / watchdog.FOLDER,
+        heartbeat_timeout=config.launch.heartbeat_timeout,
         say=console.say,
         tick=console.tick,
         on_death=on_death,

@@ -11,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from intellect_jax.errors import UserError
+from intellect_jax.monitor import watchdog
 from launch import addresses
 from launch.exit_codes import FAILED, WRONG_INPUT
 from launch.processes import FATAL
@@ -40,8 +41,12 @@ def _spec(config: ConfigDict, config_file: Path, role: str, index: int | None) -
     argv = [sys.executable, "-m", "launch", role, f"--config={config_file}"]
     if index is not None:
         argv.append(f"--index={index}")
-    name = role if index is None else f"{role}-{index}"
-    return RoleSpec(name, argv, environment(config, role), service=role in INDEXED)
+    return RoleSpec(role_name(role, index), argv, environment(config, role), service=role in INDEXED)
+
+
+def role_name(role: str, index: int | None) -> str:
+    """``trainer`` or ``sampler-1``: also the name of its log and of its heartbeat."""
+    return f"{role}-{index}" if role in INDEXED else role
 
 
 def environment(config: ConfigDict, role: str) -> dict[str, str]:
@@ -67,6 +72,12 @@ def run(role: str, config: ConfigDict, run_dir: Path, index: int) -> int:
     )
     logging.getLogger("intellect_jax").setLevel(logging.INFO)
     os.environ |= environment(config, role)
+    watchdog.start(
+        run_dir,
+        role_name(role, index),
+        timeout=config.launch.progress_timeout,
+        partner_timeout=config.launch.heartbeat_timeout,
+    )
     try:
         main = importlib.import_module(ENTRY_POINTS[role]).main
         return main(config, run_dir, index) if role in INDEXED else main(config, run_dir)

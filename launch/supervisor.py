@@ -13,6 +13,7 @@ from types import FrameType
 
 from launch import processes
 from launch.exit_codes import DONE, FAILED, WRONG_INPUT
+from launch.heartbeats import Pulse
 from launch.restarts import Death, RestartPolicy
 
 POLL = 0.1  # seconds between two looks at the processes
@@ -36,6 +37,7 @@ class _Role:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0  # monotonic seconds
+    pulse: Pulse | None = None  # None: nobody listens
     log_offset: int = 0  # bytes of the log that earlier starts wrote
     restart_at: float | None = None  # monotonic seconds; None: not waiting for a restart
     deaths: list[Death] = field(default_factory=list)
@@ -52,6 +54,9 @@ class Supervisor:
     ``say`` gets lines for the person, ``tick`` is called every POLL seconds, ``on_death`` for every unexpected end. The
     first SIGINT, SIGTERM or SIGHUP ends the roles in order: those that do the work one by one in the given order, each
     within ``stop_timeout`` seconds, then the services. The second ends everything now.
+
+    With a folder of ``heartbeats`` each role must write the file of its name there about every second; one that is
+    silent for ``heartbeat_timeout`` seconds (stopped, or the machine swaps) is killed, and so started again.
     """
 
     def __init__(
@@ -60,12 +65,15 @@ class Supervisor:
         logs: Path,
         *,
         stop_timeout: float,
+        heartbeats: Path | None = None,
+        heartbeat_timeout: float = 30.0,
         say: Callable[[str], None] = print,
         tick: Callable[[], None] = lambda: None,
         on_death: Callable[[str, Death], None] = lambda name, death: None,
     ):
         self._roles = [_Role(spec, logs / f"{spec.name}.log") for spec in specs]
         self._stop_timeout = stop_timeout
+        self._heartbeats, self._heartbeat_timeout = heartbeats, heartbeat_timeout
         self._say = say
         self._tick = tick
         self._on_death = on_death
@@ -98,6 +106,7 @@ class Supervisor:
 
     def _start(self, role: _Role) -> None:
         role.log_offset = role.log.stat().st_size if role.log.exists() else 0
+        role.pulse = Pulse(self._heartbeats / role.name, time.monotonic()) if self._heartbeats else None
         role.process = processes.start(role.spec.argv, role.spec.environment, role.log)
         role.started, role.restart_at = time.monotonic(), None
 
@@ -123,6 +132,7 @@ class Supervisor:
         if role.process is not None:
             exit_code = role.process.poll()
             if exit_code is None:
+                self._kill_if_silent(role)
                 return None
             processes.signal_group(role.process, signal.SIGKILL)  # what it may have left behind
             role.process = None
@@ -135,6 +145,16 @@ class Supervisor:
             if not role.spec.service:
                 self._start_finished_again()
         return None
+
+    def _kill_if_silent(self, role: _Role) -> None:
+        """Its end is seen at one of the next looks, and treated as any other."""
+        now = time.monotonic()
+        if role.pulse is None or role.pulse.silence(now) < self._heartbeat_timeout:
+            return
+        self._say(f"{role.name} does not answer {role.pulse.last_words(now)}: it is killed")
+        assert role.process is not None
+        processes.signal_group(role.process, signal.SIGKILL)
+        role.pulse = None
 
     def _start_finished_again(self) -> None:
         """A role that does the work may wait for a partner that has already ended: that one comes back, too.

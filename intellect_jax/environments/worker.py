@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from intellect_jax.config import to_plain
 from intellect_jax.environments.base import Environment
 from intellect_jax.environments.loader import load_environment
+from intellect_jax.monitor import watchdog
 from intellect_jax.transport.job_server import Handler, JobServer
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def main(config: ConfigDict, run_dir: Path, index: int) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
+    watchdog.rest("serving calls")  # the job server itself watches over calls that block it
     logger.info("serves %s", ", ".join(environments))
     server.run()
     return 0

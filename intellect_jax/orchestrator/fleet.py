@@ -49,6 +49,7 @@ class Fleet:
         self._pause = _PAUSE[config.sampler.on_update]
         self._latest: tuple[str, Version] | None = None  # manifest, version
         self._session: aiohttp.ClientSession | None = None
+        self.asked = self.answered = 0  # requests so far, refused and failed ones included
 
     async def __aenter__(self) -> Fleet:
         token = os.environ.get("INTELLECT_JAX_ADMIN_TOKEN")
@@ -149,12 +150,15 @@ class Fleet:
         """The JSON answer; raises _ServerFailed for what another try may mend, RequestRefused for what none will."""
         assert self._session is not None, "use `async with`"
         timeout = aiohttp.ClientTimeout(total=self._timeout)
+        self.asked += 1
         try:
             async with self._session.post(server.url + path, json=body or {}, timeout=timeout) as response:
                 answer = await response.json(content_type=None)
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _ServerFailed(f"{server.url}{path}: {type(error).__name__} {error}") from error
+        finally:
+            self.answered += 1
         if status == 200:
             return answer or {}
         problem = answer.get("error", {}) if isinstance(answer, dict) else {}

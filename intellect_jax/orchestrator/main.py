@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.files import write_json
+from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.orchestrator.batching import batch_metrics, make_batch
 from intellect_jax.orchestrator.curriculum import Curriculum
@@ -46,8 +47,10 @@ async def _run(config: ConfigDict, run_dir: Path) -> None:
                 start_timeout=config.launch.start_timeout,
             )
         )
+        watchdog.progress("waiting for the fleet to be ready", waits_for="sampler")
         await fleet.wait_ready(config.launch.start_timeout)
         orchestrator = Orchestrator(config, run_dir, fleet, jobs)
+        watchdog.progress("waiting for environment workers", waits_for="env")
         await orchestrator.prepare()
         if config.eval.only:
             await orchestrator.evaluate_once()
@@ -84,10 +87,11 @@ class Orchestrator:
         serving = asyncio.create_task(self.server.serve())
         following = asyncio.create_task(self.follow_trainer())
         scheduling = asyncio.create_task(self._schedule())
+        watching = asyncio.create_task(watchdog.keep_polling(self._standing))
         try:
             await _first_of(following, serving, scheduling)
         finally:
-            for task in (serving, scheduling, following, *self.background):
+            for task in (watching, serving, scheduling, following, *self.background):
                 task.cancel()
             self.scheduler.cancel_running()
             self.server.close()
@@ -161,6 +165,14 @@ class Orchestrator:
             self._in_background(self.evaluate(version))
         self.scheduler.set_version(version)
         self.server.reason = "waiting for rollouts"
+
+    def _standing(self) -> tuple[str, Any, str]:
+        """For the watchdog: what this role is at, what changes with any progress, and whom it waits for."""
+        scheduler, fleet = self.scheduler, self.fleet
+        mark = (fleet.asked, fleet.answered, scheduler.next_step, scheduler.version, self.server.queued)
+        if scheduler.running or fleet.asked > fleet.answered:
+            return self.server.reason, mark, "sampler"
+        return f"nothing to do before the trainer takes batch {scheduler.next_step - 1}", mark, "trainer"
 
     def _in_background(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from intellect_jax.bridge.huggingface import load_config
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.sampler import loading, server
@@ -81,6 +83,7 @@ async def _serve(config: ConfigDict, run_dir: Path, index: int, state: ServerSta
     try:
         while not stop.is_set() and state.engine.failure is None:
             metrics.log(None, _row(state))
+            watchdog.poll(*_standing(state))
             await _wait(stop, _METRICS_EVERY)
     finally:
         stopped = await asyncio.to_thread(state.engine.stop, _STOP_TIMEOUT)
@@ -95,6 +98,14 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:
         return
+
+
+def _standing(state: ServerState) -> tuple[str, Any, str]:
+    """For the watchdog: an engine that has requests must write tokens, unless somebody paused it."""
+    stats = state.engine.stats()
+    if not stats.running and not stats.waiting:
+        return "idle", time.monotonic(), ""
+    return "decoding", (stats.generated, stats.updates, stats.paused), "orchestrator" if stats.paused else ""
 
 
 def _row(state: ServerState) -> dict[str, float]:

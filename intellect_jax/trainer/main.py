@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.bridge.huggingface import save_pretrained
+from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.trainer import setup
@@ -30,6 +31,7 @@ def main(config: ConfigDict, run_dir: Path) -> int:
     compilations = CompilationCounter()
     trainer = setup.create(config, run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    watchdog.progress("restoring or making the state")
     state, step, ledger = _start(trainer, checkpoints, run_dir)
     if config.trainer.max_steps:
         lineage = _next_lineage(run_dir)
@@ -44,6 +46,7 @@ def main(config: ConfigDict, run_dir: Path) -> int:
     else:
         checkpoints.wait()
         _export(trainer, state, run_dir)
+    watchdog.progress("closing the checkpoints")
     checkpoints.close()
     return 0
 
@@ -72,6 +75,7 @@ def _next_lineage(run_dir: Path) -> int:
 
 def _export(trainer: Trainer, state: TrainState, run_dir: Path) -> None:
     if trainer.config.export.enabled:
+        watchdog.progress("exporting")
         dtype = trainer.config.export.dtype
         folder = run_dir / "export"
         save_pretrained(state.params, trainer.cfg, folder, dtype=dtype, tokenizer_dir=run_dir / "tokenizer")

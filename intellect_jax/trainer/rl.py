@@ -10,6 +10,7 @@ from typing import Any
 
 from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.bridge.huggingface import to_hf
+from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.trainer.optimizer import rl_rates
@@ -57,10 +58,12 @@ class RLLoop:
         """Trains the next batch; False when told to stop before there was one."""
         step = self.version.number + 1
         start = time.time()
+        watchdog.progress(f"waiting for batch {step}", waits_for="orchestrator")
         batch = self.client.next(step, stopping)
         if batch is None:
             return False
         ready = time.time()
+        watchdog.progress(f"training batch {step}")
         rate = float(self.rates[step - 1])
         self.state, sums = self.trainer.step(self.state, batch, rate)
         stepped = time.time()
@@ -73,10 +76,12 @@ class RLLoop:
 
     def publish(self) -> Path:
         """Writes the current version to the weight store; returns its manifest."""
+        watchdog.progress(f"publishing version {self.version}")
         tensors = to_hf(self.state.params, self.trainer.cfg, self.trainer.config.weights.dtype)
         return self.store.publish(self.version, tensors)
 
     def save(self, checkpoints: Checkpoints) -> None:
+        watchdog.progress(f"saving the checkpoint of step {self.version.number}")
         checkpoints.save(self.version.number, self.state, self.ledger)
 
     def _log(self, batch: PackedBatch, sums, start, ready, stepped, rate, recompiled) -> None:

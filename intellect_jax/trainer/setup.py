@@ -18,6 +18,7 @@ from intellect_jax.bridge import huggingface
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import abstract_params, init_params, param_axes
+from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.axes import refuse_uneven
 from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
 from intellect_jax.trainer.optimizer import make_optimizer
@@ -109,6 +110,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     for seq in config.trainer.seq_buckets:
         for microbatches in config.trainer.microbatch_buckets:
             shape, start = (microbatches, config.trainer.rows, seq), time.monotonic()
+            watchdog.progress(f"compiling the step for batches {shape}")
             trainer.programs[shape] = step.lower(abstract_state, batch_specs(config, cfg, mesh, shape), rate).compile()
             log.info("compiled the step for batches %s in %.1f s", shape, time.monotonic() - start)
     return trainer

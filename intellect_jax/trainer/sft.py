@@ -8,6 +8,7 @@ from pathlib import Path
 
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.data.sft import sft_batches
+from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.trainer.optimizer import sft_rates
 from intellect_jax.trainer.report import sft_metrics
@@ -23,6 +24,7 @@ def run_sft(trainer: Trainer, state: TrainState, run_dir: Path, metrics: Metrics
     rates = sft_rates(config.sft)
     batches = sft_batches(config, load_tokenizer(run_dir / "tokenizer"), seed=config.seed)
     for step in range(1, config.sft.steps + 1):
+        watchdog.progress(f"supervised step {step}")
         start = time.time()
         batch = next(batches)
         ready = time.time()

@@ -56,7 +56,7 @@ def test_how_a_role_ends(tmp_path, body, code, words):
         "import sys; from pathlib import Path; from launch import roles\n"
         "from intellect_jax.config import default_config\n"
         "roles.ENTRY_POINTS['trainer'] = 'a_role'\n"
-        "sys.exit(roles.run('trainer', default_config(), Path('.'), 0))"
+        f"sys.exit(roles.run('trainer', default_config(), Path({str(tmp_path)!r}), 0))"
     )
     log = tmp_path / "trainer.log"
     path = os.pathsep.join([str(tmp_path), os.getcwd()])

@@ -1,6 +1,7 @@
 """The supervisor with real processes: small Python programs instead of the roles, nothing else replaced."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -152,6 +153,53 @@ def test_an_end_on_purpose_is_no_crash(tmp_path):
     """
     code, _ = supervise([role("worker", stuck, tmp_path)], tmp_path)
     assert code == 0
+
+
+# Beats, and the first time stops itself or hangs in its main thread.
+SILENT_ONCE = """
+import os, pathlib, signal, sys, time
+from intellect_jax.monitor import watchdog
+run_dir, fault = pathlib.Path(sys.argv[1]), sys.argv[2]
+with open(run_dir / "tries", "a") as file: file.write("x")
+watchdog.start(run_dir, "sampler-0", timeout=1.0, partner_timeout=1.0)
+watchdog.progress("decoding")
+if (run_dir / "tries").read_text() == "x":
+    time.sleep(1.5 if fault == "stops" else 60)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def supervise_silent(tmp_path: Path, code: str, *arguments: object) -> tuple[int, str]:
+    said: list[str] = []
+    beats = {"heartbeats": tmp_path / "heartbeats", "heartbeat_timeout": 3.0}
+    specs = [role("sampler-0", code, tmp_path, *arguments)]
+    code = Supervisor(specs, tmp_path / "logs", stop_timeout=5.0, say=said.append, **beats).run()
+    return code, "\n".join(said)
+
+
+def test_a_stopped_role_is_named_killed_and_started_again(tmp_path):
+    code, said = supervise_silent(tmp_path, SILENT_ONCE.replace("timeout=1.0", "timeout=60.0"), "stops")
+    assert code == 0 and (tmp_path / "tries").read_text() == "xx"
+    assert re.search(r"^sampler-0 does not answer since \d\d:\d\d:\d\d, while decoding: it is killed$", said, re.M)
+    assert "sampler-0 ended with signal SIGKILL" in said and said.count("starting it again") == 1
+
+
+def test_a_role_whose_main_thread_hangs_is_started_again(tmp_path):
+    code, said = supervise_silent(tmp_path, SILENT_ONCE, "hangs")
+    assert code == 0 and (tmp_path / "tries").read_text() == "xx"
+    assert "sampler-0 ended with exit code 71" in said and "no progress for 1 s: sampler-0: decoding since" in said
+    assert "does not answer" not in said
+
+
+def test_a_role_that_never_gives_a_sign_of_life_is_killed(tmp_path):
+    mute_once = """
+        import pathlib, sys, time
+        tries = pathlib.Path(sys.argv[1], "tries")
+        with open(tries, "a") as file: file.write("x")
+        time.sleep(60 if len(tries.read_text()) < 2 else 0)
+    """
+    code, said = supervise_silent(tmp_path, mute_once)
+    assert code == 0 and "sampler-0 does not answer since its start at" in said
 
 
 def test_kills_what_a_role_left_behind(tmp_path):
