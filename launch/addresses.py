@@ -40,7 +40,7 @@ def refuse_taken(config: ConfigDict) -> None:
     if len(set(addresses)) < len(addresses):
         raise UserError(f"{listening[0]}={addresses[0]}: must differ from {listening[1]}, both are listened on")
     for name, address in zip(listening, addresses, strict=True):
-        refuse_unlistenable(name, address, "tcp")
+        refuse_unlistenable(name, address)
 
 
 def given(config: ConfigDict, name: str) -> bool:
@@ -60,9 +60,9 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def refuse_unlistenable(name: str, address: str, scheme: str) -> None:
+def refuse_unlistenable(name: str, address: str) -> None:
     """Raises UserError when a role could not listen on ``scheme://host:port`` here."""
-    parts = address_parts(address, scheme)
+    parts = address_parts(address, address.partition("://")[0])
     assert parts is not None, address  # the configuration is checked
     host, port = parts
     with socket.socket() as probe:

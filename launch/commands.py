@@ -98,11 +98,20 @@ def role(arguments: Arguments) -> int:
         raise UserError(f"{missing[0]} is empty: a role started alone must be told, as --config.{missing[0]}=…")
     if arguments.command == "sampler" and arguments.index >= len(config.sampler.urls):
         raise UserError(f"--index={arguments.index}: sampler.urls has {len(config.sampler.urls)} entries")
+    _refuse_taken_by_others(arguments, config)
     if arguments.dry_run:
         preflight.refuse(resolved, (arguments.command,))
         return _dry_run(resolved, write=False)
     preparation.prepare_tokenizer(config, resolved.run_dir)
     return roles.run(arguments.command, config, resolved.run_dir, arguments.index)
+
+
+def _refuse_taken_by_others(arguments: Arguments, config: ConfigDict) -> None:
+    """Raises UserError when the user gave this role an address on which it cannot listen."""
+    if arguments.command == "orchestrator":
+        addresses.refuse_taken(config)
+    elif arguments.command == "sampler" and addresses.given(config, "sampler.urls"):
+        addresses.refuse_unlistenable("sampler.urls", config.sampler.urls[arguments.index])
 
 
 def _needed_addresses(role: str, config: ConfigDict) -> list[str]:

@@ -89,7 +89,7 @@ class Orchestrator:
         scheduling = asyncio.create_task(self._schedule())
         watching = asyncio.create_task(watchdog.keep_polling(self._standing))
         try:
-            await _first_of(following, serving, scheduling)
+            await _first_of(following, serving, scheduling, watching)
         finally:
             for task in (watching, serving, scheduling, following, *self.background):
                 task.cancel()
@@ -172,7 +172,9 @@ class Orchestrator:
         mark = (fleet.asked, fleet.answered, scheduler.next_step, scheduler.version, self.server.queued)
         if scheduler.running or fleet.asked > fleet.answered:
             return self.server.reason, mark, "sampler"
-        return f"nothing to do before the trainer takes batch {scheduler.next_step - 1}", mark, "trainer"
+        if scheduler.version is None:
+            return "waiting for the trainer's first version", mark, "trainer"
+        return f"waiting for the trainer to get on with batch {scheduler.next_step - 1}", mark, "trainer"
 
     def _in_background(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)

@@ -96,6 +96,10 @@ BAD = {
         "--config.orchestrator.address=tcp://127.0.0.1:{port}",
         "orchestrator.address=tcp://127.0.0.1:{port}: cannot listen there: Address already in use",
     ),
+    "taken port of a role alone": (
+        "sampler --config.sampler.urls=http://127.0.0.1:{port}",
+        "sampler.urls=http://127.0.0.1:{port}: cannot listen there: Address already in use",
+    ),
     "address that does not parse": (
         "--config.sampler.urls=localhost",
         "sampler.urls=('localhost',): must be a tuple of http://host:port, or empty to choose ports",
