@@ -33,7 +33,7 @@ def get_config(arg: str | None = None):
     sft.decay_steps = 150
 
     trainer = config.trainer
-    trainer.max_steps = 160
+    trainer.max_steps = 200
     trainer.optimizer.learning_rate = 1e-3
     trainer.optimizer.b2 = 0.99
     trainer.rows = 16
