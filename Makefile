@@ -9,12 +9,13 @@ CONFIG ?= configs/debug_cpu.py
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install demo test test-all oracle lint
+.PHONY: help install demo test test-all soak oracle lint
 
 help:
 	@echo 'make demo      install, then supervised warm-up and asynchronous RL on this machine ($(CONFIG))'
 	@echo 'make test      install what tests need, then the fast tests'
 	@echo 'make test-all  the slow tests, and the comparisons with PyTorch and transformers'
+	@echo 'make soak      kill and freeze the processes of small real runs, for about fifteen minutes'
 	@echo 'make lint      formatting, lint and types'
 	@echo 'make install   only prepare .venv'
 	@echo 'make oracle    only prepare .venv-oracle (PyTorch, transformers)'
@@ -25,10 +26,13 @@ demo: install
 	$(BIN)/python -m launch --config=$(CONFIG) --fresh
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -m 'not slow and not oracle and not vllm'
+	$(BIN)/python -m pytest -m 'not slow and not oracle and not vllm and not soak'
 
 test-all: .venv/.installed-test oracle
-	$(BIN)/python -m pytest -m '(slow or oracle) and not vllm'
+	$(BIN)/python -m pytest -m '(slow or oracle) and not vllm and not soak'
+
+soak: .venv/.installed-test
+	$(BIN)/python -m pytest -m soak
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -226,7 +226,7 @@ SCHEMA: dict[str, Any] = {
     },
     "weights": {
         "dtype": Key("bfloat16", "dtype of published weights", one_of("bfloat16", "float32")),
-        "keep": Key(4, "published versions kept on disk", at_least(2)),
+        "keep": Key(10, "published versions kept on disk", at_least(2)),
     },
     "checkpoint": {
         "every": Key(50, "RL steps between checkpoints (0: only at the end)", at_least(0)),

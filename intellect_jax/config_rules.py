@@ -21,7 +21,8 @@ class Rule:
 def _microbatches_needed(config: ConfigDict) -> int:
     """Microbatches that the largest possible batch needs when every rollout has sampler.max_len tokens."""
     per_row = max(config.trainer.seq_buckets) // config.sampler.max_len
-    return ceil(config.orchestrator.batch_size / max(per_row, 1) / config.trainer.rows)
+    samples = config.orchestrator.batch_size * config.orchestrator.max_turns  # a template may fork a branch every turn
+    return ceil(samples / max(per_row, 1) / config.trainer.rows)
 
 
 RULES: tuple[Rule, ...] = (
@@ -87,6 +88,11 @@ RULES: tuple[Rule, ...] = (
         ("parallel.data", "parallel.fsdp", "parallel.expert", "parallel.context", "parallel.tensor"),
         lambda c: list(c.parallel.values()).count(-1) > 1,
         "only one axis may be -1 and take the devices that are left",
+    ),
+    Rule(
+        ("weights.keep", "orchestrator.max_off_policy_steps"),
+        lambda c: c.weights.keep < c.orchestrator.max_off_policy_steps + 2,
+        "keep at least max_off_policy_steps + 2 versions: the trainer may be so far ahead of the fleet",
     ),
     Rule(
         ("sft.microbatches", "trainer.microbatch_buckets"),

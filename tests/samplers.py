@@ -29,6 +29,7 @@ def sampler_config(**sampler: Any):
     config = default_config()
     config.sampler.update({"slots": 8, "max_len": MAX_LEN, "prefill_buckets": (32, MAX_LEN), "prefill_rows": 4})
     config.sampler.update({"dtype": "float32", "request_timeout": 60.0, **sampler})
+    config.launch.start_timeout = 2.0  # how long the fleet client waits for servers that are gone
     config.sampler.urls = (f"http://127.0.0.1:{free_ports(1)[0]}",)
     return config
 

@@ -17,7 +17,7 @@ from intellect_jax.monitor.summary import surviving
 from intellect_jax.orchestrator.outcomes import Outcomes
 from intellect_jax.transport.weights import WeightStore
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).parents[1]
 STEPS = 12

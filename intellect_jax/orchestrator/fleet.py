@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Fleet:
         self._servers = Servers([Server(url.rstrip("/"), capacity) for url in urls])
         self._timeout = config.sampler.request_timeout
         self._attempts = config.orchestrator.max_attempts
+        self._outage = config.launch.start_timeout
         self._pause = _PAUSE[config.sampler.on_update]
         self._latest: tuple[str, Version] | None = None  # manifest, version
         self._session: aiohttp.ClientSession | None = None
@@ -73,13 +75,15 @@ class Fleet:
     async def generate(self, token_ids: Sequence[int], sampling_params: dict[str, Any], seed: int | None) -> Generation:
         """Samples a continuation of ``token_ids``.
 
-        Raises RequestRefused, BadGeneration for an answer that must not be trained on, and FleetError when every try
-        failed or no server had room in time.
+        Servers that cannot be reached, or were restarted, are waited for up to ``launch.start_timeout``. Raises
+        RequestRefused, BadGeneration for an answer that must not be trained on, and FleetError when every try failed or
+        no server had room in time.
         """
         params = {**sampling_params, "logprobs": 1} | ({} if seed is None else {"seed": seed})
         body = {"model": "policy", "token_ids": list(token_ids), "sampling_params": params, "stream": False}
-        failures = []
-        for attempt in range(self._attempts):
+        failures: list[str] = []
+        attempt, pauses, outage_ends = 0, 0, time.monotonic() + self._outage
+        while attempt < self._attempts:
             try:
                 async with self._servers.least_loaded(self._timeout) as server:
                     installs = server.installs
@@ -88,34 +92,43 @@ class Fleet:
                 failures.append(str(error))
                 break
             except _ServerFailed as error:
-                failures.append(str(error))
+                failures = [*failures[-3:], str(error)]
                 if error.code == "no_weights" and server.installs == installs:
                     server.version = None  # it was restarted; whoever sees that first installs for all
-                await self._recover(server, _BACKOFF * 2**attempt)
+                await self._recover(server, _BACKOFF * 2 ** min(pauses, 4))
+                pauses += 1
+                if not error.outage or time.monotonic() > outage_ends:
+                    attempt += 1
             else:
                 return parse_generation(answer, len(token_ids), sampling_params)
         raise FleetError(f"generation failed: {'; '.join(failures)}")
 
     async def update(self, manifest_path: Path, version: Version) -> None:
-        """Makes ``version`` the policy of every server; raises FleetError when none took it.
+        """Makes ``version`` the policy of every server; raises FleetError when none took it in time.
 
         A server that did not is left alone for a while and tried again with the next version.
         """
         self._latest = (str(manifest_path), version)
-        outcomes = await asyncio.gather(*(self._try_update(server) for server in self._servers.all))
-        failures = [failure for failure in outcomes if failure]
-        for failure in failures:
-            log.warning("version %s: %s", version, failure)
-        if len(failures) == len(outcomes):
-            raise FleetError(f"no server took version {version}: {'; '.join(failures)}")
+        deadline = time.monotonic() + self._outage
+        while True:
+            outcomes = await asyncio.gather(*(self._try_update(server) for server in self._servers.all))
+            failures = [failure for failure in outcomes if failure]
+            for failure in failures:
+                log.warning("version %s: %s", version, failure)
+            if len(failures) < len(outcomes):
+                return
+            gone = all(isinstance(failure, _ServerFailed) and failure.outage for failure in failures)
+            if not gone or time.monotonic() > deadline:
+                raise FleetError(f"no server took version {version}: {'; '.join(map(str, failures))}")
+            await asyncio.sleep(1.0)
 
-    async def _try_update(self, server: Server) -> str | None:
+    async def _try_update(self, server: Server) -> Exception | None:
         """What went wrong, or None."""
         try:
             await self._install(server)
         except (_ServerFailed, RequestRefused) as error:
             self._servers.rest(server, _BACKOFF)
-            return str(error)
+            return error
         return None
 
     async def _install(self, server: Server) -> None:
@@ -129,9 +142,9 @@ class Fleet:
                 await self._post(server, "/start_weight_update")
                 await self._post(server, "/update_weights", {"update_info": {"manifest": manifest}})
                 await self._post(server, "/finish_weight_update", {"weight_version": str(version)})
-                server.version, server.installs = version, server.installs + 1
             finally:
                 await self._post(server, "/resume")
+            server.version, server.installs = version, server.installs + 1
 
     async def _recover(self, server: Server, pause: float) -> None:
         """Gives a server that failed the weights that it lacks, or else a rest."""
@@ -156,7 +169,9 @@ class Fleet:
                 answer = await response.json(content_type=None)
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise _ServerFailed(f"{server.url}{path}: {type(error).__name__} {error}") from error
+            unreachable = isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError))
+            outage = unreachable and not isinstance(error, TimeoutError)
+            raise _ServerFailed(f"{server.url}{path}: {type(error).__name__} {error}", outage=outage) from error
         finally:
             self.answered += 1
         if status == 200:
@@ -165,13 +180,14 @@ class Fleet:
         text = f"{server.url}{path} answered {status}: {problem.get('message', answer)}"
         if 400 <= status < 500:
             raise RequestRefused(text)
-        raise _ServerFailed(text, problem.get("code", ""))
+        raise _ServerFailed(text, problem.get("code", ""), outage=status == 503)
 
 
 class _ServerFailed(Exception):
-    def __init__(self, message: str, code: str = ""):
+    def __init__(self, message: str, code: str = "", outage: bool = False):
         super().__init__(message)
         self.code = code
+        self.outage = outage  # the server is not there, or not ready: a restart mends it
 
 
 __all__ = ["BadGeneration", "Fleet", "FleetError", "Generation", "RequestRefused"]

@@ -114,13 +114,14 @@ class Orchestrator:
 
     async def cut(self, step: int, groups: list[Group], dropped: Counter[str]) -> None:
         """Makes batch ``step`` of the groups and queues it with the ledger as of now."""
+        epoch, ledger = self.server.epoch, self.scheduler.ledger()
         metrics = batch_metrics(groups, dropped, self.server.queued)
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         await asyncio.to_thread(write_rollouts, self.run_dir / "rollouts", f"step-{step:06d}", rollouts)
         batch = await asyncio.to_thread(make_batch, step, groups, self.config, self._routed_shape(groups))
-        batch.info = {"metrics": metrics, "ledger": self.scheduler.ledger()}
+        batch.info = {"metrics": metrics, "ledger": ledger}
         self.metrics.log(step, metrics)
-        await self.server.offer(batch)
+        await self.server.offer(batch, epoch)
 
     async def evaluate(self, version: Version, *, is_final: bool = False) -> None:
         """Evaluates what the fleet serves and logs it under ``version``."""

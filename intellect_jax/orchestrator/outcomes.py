@@ -6,7 +6,7 @@ import base64
 import zlib
 from collections import Counter
 
-CODES = {"running": "r", "trained": "t", "no_signal": "n", "error": "e", "stale": "s"}
+CODES = {"running": "r", "trained": "t", "no_signal": "n", "error": "e", "stale": "s", "unused": "u"}
 NAMES = {code: name for name, code in CODES.items()}
 
 

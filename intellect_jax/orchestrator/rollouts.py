@@ -116,7 +116,7 @@ def _last_text(state: dict[str, Any]) -> str:
 
 
 def _share_routes(rollout: Rollout, routes: np.ndarray) -> None:
-    """Gives the current branch's nodes their experts, int16 [history, L, K]; what a node has already stays.
+    """Gives the current branch's nodes their experts, int16 [history, L, K]: those of the latest pass over them.
 
     The last sampled token was never fed back, so it has none yet: -1 until a later turn reads it.
     """
@@ -125,11 +125,8 @@ def _share_routes(rollout: Rollout, routes: np.ndarray) -> None:
     padded, start = np.concatenate([routes, missing]), 0
     for node in path:
         part = padded[start : start + len(node.token_ids)]
-        if node.routed_experts is None:
-            node.routed_experts = part.copy()
-        else:
-            unknown = node.routed_experts < 0
-            node.routed_experts[unknown] = part[unknown]
+        old = part if node.routed_experts is None else node.routed_experts
+        node.routed_experts = np.where(part < 0, old, part)
         start += len(node.token_ids)
 
 

@@ -123,9 +123,12 @@ class Scheduler:
         self.started_at.pop(task.task_id)
         self.changed.set()
         if done.cancelled():
-            self._drop(task, "lineage" if self.version is None else "stale", self.orch.group_size)
+            over = self.next_step > self.last_step
+            reason = "lineage" if self.version is None else "unused" if over else "stale"
+            self._drop(task, reason, self.orch.group_size)
         elif done.exception() is not None:
             log.error("group of task %d failed: %r", task.task_id, done.exception(), exc_info=done.exception())
+            self.failures, self.last_failure = self.failures + 1, f"task {task.task_id}: {done.exception()!r}"
             self._drop(task, "error", self.orch.group_size)
         else:
             self._keep_if_useful(done.result())

@@ -23,6 +23,8 @@ from intellect_jax.types import Version
 
 log = logging.getLogger(__name__)
 
+START_ME_AGAIN = 70  # stopped from outside before the last step: the supervisor starts it again unless it ends the run
+
 
 def main(config: ConfigDict, run_dir: Path) -> int:
     """Trains until done or told to stop (SIGTERM: after the step in hand, with a checkpoint)."""
@@ -38,8 +40,8 @@ def main(config: ConfigDict, run_dir: Path) -> int:
         loop = RLLoop(trainer, state, Version(lineage, step), ledger, run_dir)
         loop.run(checkpoints, compilations, lambda: bool(stop))
         state = loop.state
-        if stop:
-            return 0
+        if loop.version.number < config.trainer.max_steps:
+            return START_ME_AGAIN
         _export(trainer, state, run_dir)
         loop.client.done()
         loop.client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,10 @@ class RLLoop:
         rate = float(self.rates[step - 1])
         self.state, sums = self.trainer.step(self.state, batch, rate)
         stepped = time.time()
+        if not math.isfinite(sums["grad_norm"]):
+            raise FloatingPointError(
+                f"step {step}: gradient norm {sums['grad_norm']}; nothing of it is published or saved"
+            )
         self.version = Version(self.version.lineage, step)
         self.ledger = batch.info["ledger"]
         manifest = self.publish()

@@ -67,7 +67,9 @@ def component_losses(logprobs: Float[Array, "r s"], micro: Batch, options: StepO
     rl = jnp.zeros_like(logprobs)
     for index, (name, hyper) in enumerate(options.losses):
         rl = jnp.where(micro["loss_id"] == index, LOSSES[name](logprobs, streams, hyper), rl)
-    per_token = {"rl": rl, "ce": -logprobs, "ref_kl": reference_kl(logprobs, micro["ref_logprobs"])}
+    # Tokens outside the component have no reference: an exp of their difference could overflow and poison gradients.
+    reference = jnp.where(members(micro, "ref_kl"), micro["ref_logprobs"], jax.lax.stop_gradient(logprobs))
+    per_token = {"rl": rl, "ce": -logprobs, "ref_kl": reference_kl(logprobs, reference)}
     return {c: jnp.where(members(micro, c), per_token[c], 0.0) * micro[f"{c}_weight"] for c in COMPONENTS}
 
 

@@ -5,14 +5,17 @@ until the trainer asks for the next one, so a trainer that dies while it holds a
 
 Messages are one JSON frame, and for a batch a second frame with its arrays as safetensors. Trainer to orchestrator:
 ``hello`` {version, manifest, ledger}, ``next`` {step, part, parts}, ``published`` {version, manifest}, ``done`` {}.
-Orchestrator to trainer: ``batch`` {step, info}, ``wait`` {reason} every few seconds while there is none, and ``who`` {}
-where a trainer speaks that never said hello: the orchestrator was restarted, and the trainer introduces itself again.
+Orchestrator to trainer: ``batch`` {step, info}, ``wait`` {reason} every few seconds while there is none, ``bye`` {} to
+a ``done``, and ``who`` {} where a trainer asks that never said hello: the orchestrator was restarted, and the trainer
+introduces itself again. ``next`` and ``done`` are repeated until answered: an orchestrator that dies loses what it
+read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +27,15 @@ from safetensors import numpy as safetensors_numpy
 
 from intellect_jax.types import PackedBatch, Version
 
+log = logging.getLogger(__name__)
+
 SIGN_OF_LIFE_S = 2.0
 POLL_MS = 200
+ASK_AGAIN_S = 5.0
+
+
+def _frame(kind: str, **fields: Any) -> bytes:
+    return json.dumps({"type": kind, **fields}).encode()
 
 
 def encode(batch: PackedBatch, part: int = 0, parts: int = 1) -> list[bytes]:
@@ -55,6 +65,8 @@ class BatchServer:
         self._batches: dict[int, PackedBatch] = {}
         self._taken = 0  # highest step that a trainer has asked for
         self._greeted = False
+        self._open = False  # between a hello and the reset that answers it nothing may be queued
+        self.epoch = 0  # grows with every hello and reset: what was begun before belongs to an abandoned lineage
         self._waiting: dict[bytes, dict[str, Any]] = {}
         self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -68,20 +80,24 @@ class BatchServer:
     def full(self) -> bool:
         return self.queued >= self.size
 
-    async def offer(self, batch: PackedBatch) -> None:
-        """Puts a batch into the queue.
+    async def offer(self, batch: PackedBatch, epoch: int) -> None:
+        """Puts a batch into the queue, unless its making began in an earlier ``epoch``.
 
         Raises:
             asyncio.QueueFull: the queue holds ``size`` batches already.
         """
+        if epoch != self.epoch or not self._open:
+            return
         if self.full():
             raise asyncio.QueueFull(f"{self.queued} batches are waiting for the trainer")
         self._batches[batch.step] = batch
         await self._answer()
 
     def reset(self, step: int) -> None:
-        """Forgets every batch: a trainer (re)started after ``step``."""
+        """Starts a queue whose first batch is ``step`` + 1, for the trainer that said hello last."""
         self._batches.clear()
+        self._open = True
+        self.epoch += 1
         self._taken = max([step, *(request["step"] for request in self._waiting.values())])
 
     async def serve(self) -> None:
@@ -89,8 +105,11 @@ class BatchServer:
         beat = asyncio.create_task(self._signs_of_life())
         try:
             while True:
-                identity, frame = await self._socket.recv_multipart()
-                await self._handle(identity, json.loads(frame))
+                identity, *frames = await self._socket.recv_multipart()
+                try:
+                    await self._handle(identity, json.loads(frames[0]))
+                except (ValueError, KeyError, IndexError, TypeError) as error:
+                    log.warning("a message that no trainer sends was ignored: %r", error)
                 self.on_change()
         finally:
             beat.cancel()
@@ -100,15 +119,20 @@ class BatchServer:
 
     async def _handle(self, identity: bytes, message: dict[str, Any]) -> None:
         if message["type"] == "hello":  # what was asked for before it belongs to a trainer that is gone
-            self._greeted = True
+            self._greeted, self._open = True, False
+            self.epoch += 1
             self._waiting.clear()
+            self._batches.clear()
         if not self._greeted:
-            await self._socket.send_multipart([identity, json.dumps({"type": "who"}).encode()])
+            if message["type"] in ("next", "done"):  # one question is enough
+                await self._socket.send_multipart([identity, _frame("who")])
         elif message["type"] == "next":
             self._take(identity, message)
             await self._answer()
         else:
             self.messages.put_nowait(message)
+            if message["type"] == "done":
+                await self._socket.send_multipart([identity, _frame("bye")])
 
     def _take(self, identity: bytes, request: dict[str, Any]) -> None:
         self._waiting[identity] = request
@@ -126,7 +150,7 @@ class BatchServer:
     async def _signs_of_life(self) -> None:
         while True:
             await asyncio.sleep(SIGN_OF_LIFE_S)
-            frame = json.dumps({"type": "wait", "reason": self.reason}).encode()
+            frame = _frame("wait", reason=self.reason)
             for identity in list(self._waiting):
                 await self._socket.send_multipart([identity, frame])
 
@@ -152,8 +176,20 @@ class BatchClient:
         self._hello = {"type": "hello", "version": str(version), "manifest": manifest, "ledger": ledger}
         self._send({"type": "published", "version": str(version), "manifest": manifest})
 
-    def done(self) -> None:
-        self._send({"type": "done"})
+    def done(self, timeout: float = 60.0) -> None:
+        """Says that training has ended; returns when the orchestrator has heard it, or after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            self._send({"type": "done"})
+            asked = time.monotonic()
+            while time.monotonic() - asked < ASK_AGAIN_S and self._socket.poll(POLL_MS):
+                kind = json.loads(self._socket.recv_multipart()[0])["type"]
+                if kind == "bye":
+                    return
+                if kind == "who":
+                    self._send(self._hello)
+                    break
+        log.warning("the orchestrator did not hear within %.0f s that training has ended", timeout)
 
     def next(self, step: int, stopping: Callable[[], bool] = lambda: False) -> PackedBatch | None:
         """The batch of ``step``; blocks until it is cut, or until ``stopping()``: then None.
@@ -161,20 +197,25 @@ class BatchClient:
         Raises:
             TimeoutError: no sign of life from the orchestrator for ``timeout`` seconds.
         """
-        self._send({"type": "next", "step": step, "part": self.part, "parts": self.parts})
-        heard = time.monotonic()
+        request = {"type": "next", "step": step, "part": self.part, "parts": self.parts}
+        self._send(request)
+        heard = asked = time.monotonic()
         while not stopping():
+            now = time.monotonic()
             if not self._socket.poll(POLL_MS):
-                if time.monotonic() - heard > self.timeout:
+                if now - heard > self.timeout:
                     raise TimeoutError(
                         f"no sign of life from the orchestrator for {self.timeout:g} s while waiting for batch {step}"
                     )
+                if now - max(asked, heard) > ASK_AGAIN_S:
+                    self._send(request)
+                    asked = now
                 continue
-            heard = time.monotonic()
+            heard = now
             frames = self._socket.recv_multipart()
             if json.loads(frames[0])["type"] == "who":
                 self._send(self._hello)
-                self._send({"type": "next", "step": step, "part": self.part, "parts": self.parts})
+                self._send(request)
             elif len(frames) == 2:
                 batch = decode(frames)
                 if batch.step == step:  # a batch of an abandoned request is not ours

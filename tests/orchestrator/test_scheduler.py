@@ -31,6 +31,7 @@ class World:
 
     def __init__(self, config, seed, no_signal=0.2):
         self.rng = random.Random(seed)
+        self.lineage = 0
         self.no_signal = no_signal
         self.version = 0
         self.batches: dict[int, list[Group]] = {}
@@ -46,7 +47,7 @@ class World:
             versions.append(self.version)
             await asyncio.sleep(self.rng.uniform(0.0003, 0.003))
         signal = random.Random(task.task_id).random() > self.no_signal
-        return make_group(task, versions, (0.0, 1.0) if signal else (1.0, 1.0))
+        return make_group(task, versions, (0.0, 1.0) if signal else (1.0, 1.0), self.lineage)
 
     async def cut(self, step, groups, dropped):
         assert not self.full()
@@ -63,7 +64,7 @@ class World:
                 await asyncio.sleep(0.0005)
             await asyncio.sleep(self.rng.uniform(0.001, 0.009))
             self.version += 1
-            self.scheduler.set_version(Version(0, self.version))
+            self.scheduler.set_version(Version(self.lineage, self.version))
 
     async def play(self, steps):
         self.scheduler.set_version(Version(0, 0))
@@ -141,23 +142,24 @@ def test_a_restored_ledger_runs_unfinished_tasks_first_and_trained_ones_never_ag
             await asyncio.sleep(0.001)
         ledger = world.scheduler.ledger()
         first = [g.task.task_id for groups in world.batches.values() for g in groups]
-        assert Outcomes.decode(ledger["outcomes"]).of("trained") == first
+        assert Outcomes.decode(ledger["outcomes"]).of("trained") == sorted(first)
         for task in (running, training):
             task.cancel()
         again = World(make_config(bound=2, steps=12), seed=6)
         at = max(world.batches)
         again.scheduler.restore(Version(1, at), ledger)
         assert not again.scheduler.may_start(), "nothing starts before the fleet serves the restored version"
-        again.version = again.taken = at
-        again.batches[at] = []
-        first_started = [again.scheduler.again[0].task_id]
-        assert first_started[0] in {task["task_id"] for task in ledger["unfinished"]}
-        return first, ledger
+        again.version, again.taken, again.lineage = at, at, 1
+        again.scheduler.set_version(Version(1, at))
+        await asyncio.wait_for(asyncio.gather(again.scheduler.run(), again.train(12)), 30)
+        second = [g.task.task_id for groups in again.batches.values() for g in groups]
+        return first, second, ledger, again.scheduler.outcomes
 
-    first, ledger = asyncio.run(play())
+    first, second, ledger, outcomes = asyncio.run(play())
     unfinished = {task["task_id"] for task in ledger["unfinished"]}
-    assert not unfinished & set(first)
-    assert unfinished | set(first) <= set(range(sum(ledger["picked"].values())))
+    assert not set(first) & (set(second) | unfinished)
+    assert outcomes.of("trained") == sorted(first + second)
+    assert not unfinished - {i for name in ("trained", "no_signal", "stale", "unused") for i in outcomes.of(name)}
 
 
 def test_rollouts_of_another_lineage_are_dropped():

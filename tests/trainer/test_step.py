@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.data.packing import pack
 from intellect_jax.models.transformer import forward, logits
-from intellect_jax.trainer.step import StepOptions, accumulate
+from intellect_jax.trainer.step import StepOptions, accumulate, component_losses
 from intellect_jax.types import Sample
 from tests.policies import SMALL, random_params
 
@@ -36,7 +36,7 @@ def make_samples(params, rng, count=9):
                 loss_mask=mask,
                 advantages=np.where(mask, rng.normal(), 0).astype(np.float32),
                 sampler_logprobs=np.where(mask, logp + noise, 0).astype(np.float32),
-                versions=np.where(mask, 3, -1).astype(np.int32),
+                versions=np.where(mask, 4 if i % 3 == 0 else 3, -1).astype(np.int32),  # 4 is fresh at step 5
                 temperature=temperature,
                 loss_id=i % 2,
                 rl_weight=0.0 if i == 2 else 1.0,
@@ -121,11 +121,32 @@ def test_packed_gradients_equal_one_sequence_at_a_time(case):
 
 def test_mismatch_sums_follow_their_definitions(case):
     params, samples, _, sums = case
-    kl, largest = 0.0, 0.0
+    kl, fresh_kl, largest = 0.0, 0.0, 0.0
     for s in samples:
         delta = np.asarray(sequence_logprobs(params, s.tokens, s.temperature), np.float64) - s.sampler_logprobs
         for t in range(1, len(s.tokens)):
             if s.loss_mask[t]:
                 kl += np.exp(delta[t]) - delta[t] - 1
+                if s.versions[t] == 4:
+                    fresh_kl += np.exp(delta[t]) - delta[t] - 1
+                    largest = max(largest, abs(delta[t]))
+    assert largest > 0.1
     np.testing.assert_allclose(sums["kl_sum"], kl, rtol=1e-4)
-    assert float(sums["fresh_max"]) == largest  # version 3 is stale at step 5
+    np.testing.assert_allclose(sums["fresh_kl_sum"], fresh_kl, rtol=1e-4)
+    np.testing.assert_allclose(sums["fresh_max"], largest, rtol=1e-4)
+
+
+def test_improbable_tokens_outside_a_component_leave_gradients_finite():
+    micro = {
+        "loss_id": jnp.zeros((1, 3), jnp.int32),
+        "loss_mask": jnp.array([[False, True, True]]),
+        "segment_ids": jnp.ones((1, 3), jnp.int32),
+        **{name: jnp.zeros((1, 3)) for name in ("sampler_logprobs", "advantages", "ref_logprobs", "ce_weight")},
+        "rl_weight": jnp.ones((1, 3)),
+        "ref_kl_weight": jnp.zeros((1, 3)),
+    }
+
+    def total(logprobs):
+        return sum(loss.sum() for loss in component_losses(logprobs, micro, OPTIONS).values())
+
+    assert np.isfinite(jax.grad(total)(jnp.array([[-200.0, -200.0, -1.0]]))).all()

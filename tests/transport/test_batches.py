@@ -20,6 +20,11 @@ def batch(step):
     return PackedBatch(step, arrays, {"metrics": {"reward/mean": 0.5}, "ledger": {"picked": {"e": step}}})
 
 
+@pytest.fixture(autouse=True)
+def ask_often(monkeypatch):
+    monkeypatch.setattr("intellect_jax.transport.batches.ASK_AGAIN_S", 1.0)
+
+
 @pytest.fixture
 def address():
     return f"tcp://127.0.0.1:{free_ports(1)[0]}"
@@ -34,6 +39,11 @@ async def serving(server):
     task = asyncio.create_task(server.serve())
     await asyncio.sleep(0)
     return task
+
+
+async def heard(server, count):
+    while server.messages.qsize() < count:
+        await asyncio.sleep(0.01)
 
 
 def run(coroutine):
@@ -57,24 +67,38 @@ def test_the_queue_is_bounded_and_a_dead_trainers_batch_is_given_again(address):
         task = await serving(server)
         first = BatchClient(address, timeout=10)
         first.hello(Version(0, 0), "m", {})
-        await server.offer(batch(1))
+        await heard(server, 1)
+        server.reset(0)
+        await server.offer(batch(1), server.epoch)
         assert server.full()
         with pytest.raises(asyncio.QueueFull):
-            await server.offer(batch(2))
+            await server.offer(batch(2), server.epoch)
         assert (await in_thread(lambda: first.next(1))).step == 1
         assert not server.full(), "a batch that a trainer has taken no longer counts"
-        await server.offer(batch(2))
+        before = server.epoch
+        await server.offer(batch(2), before)
         first.close()  # dies while it trains batch 1
         second = BatchClient(address, timeout=10)
         second.hello(Version(1, 0), "m", {})
-        assert (await in_thread(lambda: second.next(1))).step == 1
-        assert (await in_thread(lambda: second.next(2))).step == 2
+        asking = in_thread(lambda: second.next(1))
+        await heard(server, 2)
+        await server.offer(batch(1), before)  # was being made for the dead trainer
+        await asyncio.sleep(0.3)
+        assert not asking.done(), "batches of the abandoned lineage are not given away"
+        server.reset(0)
+        await server.offer(batch(1), before)
+        assert not asking.done() and not server.full()
+        await server.offer(batch(1), server.epoch)
+        assert (await asking).step == 1
+        farewell = in_thread(second.done)
+        await heard(server, 3)
+        await farewell
         second.close()
         task.cancel()
         server.close()
-        return [server.messages.get_nowait()["version"] for _ in range(2)]
+        return [server.messages.get_nowait()["type"] for _ in range(3)]
 
-    assert run(play()) == ["0.0", "1.0"]
+    assert run(play()) == ["hello", "hello", "done"]
 
 
 def test_a_restarted_orchestrator_asks_who_the_trainer_is(address):
@@ -84,17 +108,17 @@ def test_a_restarted_orchestrator_asks_who_the_trainer_is(address):
         client = BatchClient(address, timeout=10)
         client.hello(Version(0, 0), "m0", {})
         client.published(Version(0, 5), "m5", {"picked": {"e": 9}})
-        while server.messages.qsize() < 2:
-            await asyncio.sleep(0.01)
+        waiting = in_thread(lambda: client.next(6))  # and this orchestrator dies with the question
+        await heard(server, 2)
+        await asyncio.sleep(0.3)
         task.cancel()
         server.close()
         await asyncio.sleep(0.1)
         fresh = BatchServer(address, size=1)
         task = await serving(fresh)
-        waiting = in_thread(lambda: client.next(6))
         hello = await fresh.messages.get()
         fresh.reset(5)
-        await fresh.offer(batch(6))
+        await fresh.offer(batch(6), fresh.epoch)
         received = await waiting
         client.close()
         task.cancel()
@@ -126,9 +150,11 @@ def test_signs_of_life_keep_a_trainer_waiting(address, monkeypatch):
         task = await serving(server)
         client = BatchClient(address, timeout=1.0)
         client.hello(Version(0, 0), "m", {})
+        await heard(server, 1)
+        server.reset(0)
         waiting = in_thread(lambda: client.next(1))
         await asyncio.sleep(2.0)  # longer than its timeout
-        await server.offer(batch(1))
+        await server.offer(batch(1), server.epoch)
         received = await waiting
         task.cancel()
         client.close()
