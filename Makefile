@@ -65,7 +65,7 @@ endef
 # PyTorch and transformers live apart from our own pins. On Linux the CPU build is asked for first: it is a tenth in size.
 .venv-oracle/.installed:
 	$(call create,.venv-oracle)
-	.venv-oracle/bin/python $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0+cpu' \
+	.venv-oracle/bin/python $(PIP) --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0+cpu' \
 		|| .venv-oracle/bin/python $(PIP) 'torch==2.13.*'
 	.venv-oracle/bin/python $(PIP) 'transformers>=5.19' accelerate safetensors jinja2 'numpy>=2.0'
 	@touch $@

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 
 def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float) -> nnx.Param:
-    """A float32 normal(0, scale) parameter whose dimensions carry logical axis names (see parallel/rules.py)."""
+    """A float32 normal(0, scale) parameter whose dimensions carry logical axis names (see parallel/mesh.py)."""
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32), out_sharding=axes)
 
 
