@@ -27,6 +27,7 @@ def config_for(path, records):
     config.trainer.rows = 3
     config.trainer.seq_buckets = (16, 32)
     config.trainer.microbatch_buckets = (2, 4)
+    config.sft.microbatches = 2
     return config
 
 
@@ -73,6 +74,14 @@ def test_rows_are_well_filled(config, tokenizer):
     assert np.mean([(b.arrays["segment_ids"] > 0).mean() for b in batches]) > 0.75
 
 
+def test_fewer_microbatches_than_the_bucket_leave_empty_ones_behind(config, tokenizer):
+    config.sft.microbatches = 1
+    batch = next(sft_batches(config, tokenizer, seed=0))
+    assert batch.shape == (2, 3, 32)
+    assert batch.arrays["loss_mask"][0].any()
+    assert not batch.arrays["loss_mask"][1].any() and not batch.arrays["segment_ids"][1].any()
+
+
 def test_every_record_once_an_epoch(config, tokenizer):
     seen = [w for b in take(sft_batches(config, tokenizer, seed=0), 15) for w, _ in segments(tokenizer, b)]
     counts = Counter(seen)
@@ -85,6 +94,7 @@ def test_every_epoch_has_its_own_order(tmp_path, tokenizer):
     """Seen with batches of a single record."""
     config = config_for(tmp_path / "data.jsonl", [{"prompt": f"{i:02d}", "completion": "ok"} for i in range(RECORDS)])
     config.trainer.rows, config.trainer.seq_buckets, config.trainer.microbatch_buckets = 1, (8,), (1,)
+    config.sft.microbatches = 1
     batches = take(sft_batches(config, tokenizer, seed=0), 2 * RECORDS)
     order = [w for b in batches for w, _ in segments(tokenizer, b)]
     first, second = order[:RECORDS], order[RECORDS:]
