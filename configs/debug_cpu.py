@@ -25,17 +25,18 @@ def get_config(arg: str | None = None):
     model.initializer_range = 0.05
     model.compute_dtype = "float32"
 
-    sft = config.sft  # the demonstrations swap most pairs of letters: greedy answers score about 0.55
+    sft = config.sft  # the demonstrations swap three pairs of four: greedy answers score below 0.6
     sft.data = "configs/data/reverse_text_sloppy.jsonl"
-    sft.steps = 500
-    sft.learning_rate = 4e-3
+    sft.steps = 600
+    sft.learning_rate = 3e-3
     sft.warmup_steps = 20
-    sft.decay_steps = 150
+    sft.decay_steps = 350
 
     trainer = config.trainer
-    trainer.max_steps = 200
+    trainer.max_steps = 120
     trainer.optimizer.learning_rate = 1e-3
     trainer.optimizer.b2 = 0.99
+    trainer.remat = True  # a quarter faster on a CPU: what a scan keeps for its gradient costs more than doing it again
     trainer.rows = 16
     trainer.seq_buckets = (64,)  # two rollouts a row: longer rows would waste attention across them
     trainer.microbatch_buckets = (8,)  # about five are used; empty ones cost nothing

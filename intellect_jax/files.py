@@ -1,4 +1,4 @@
-"""Small JSON files that other processes read while they are replaced."""
+"""Small JSON files: replaced while others read them, or sealed against damage."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes strict JSON so that ``path`` holds either its old or its whole new content, even after a power cut.
+    """Writes strict JSON whole or not at all; raises ValueError for NaN and infinity, which JSON cannot hold."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
-    Raises ValueError for NaN and infinity, which JSON cannot hold.
-    """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+def write_text(path: Path, text: str) -> None:
+    """``path`` holds either its old or its whole new content, even after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w") as file:
@@ -21,3 +24,17 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sealed(value: dict[str, Any]) -> str:
+    """JSON of ``value`` that :func:`unseal` takes only as it is: not a byte of it may change."""
+    text = json.dumps(value, allow_nan=False)
+    return json.dumps({**value, "seal": xxhash.xxh3_64_hexdigest(text.encode())})
+
+
+def unseal(raw: bytes) -> dict[str, Any]:
+    """The value that was sealed; raises ValueError when ``raw`` is not what :func:`sealed` wrote."""
+    value = json.loads(raw)
+    if not isinstance(value, dict) or value.pop("seal", None) is None or sealed(value).encode() != raw:
+        raise ValueError("its content does not match its seal")
+    return value

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).parents[1]
 STEPS = 12
-TIMEOUT = 280
+TIMEOUT = 600
 
 
 def command(root, name, *overrides):
@@ -79,13 +79,14 @@ def check_books(run_dir):
     assert len(outcomes) == sum(ledger["picked"].values())
     assert len(outcomes.of("running")) == len(ledger["unfinished"])
     assert len(outcomes.of("trained")) == STEPS * 4
+    assert not outcomes.of("error")
     steps = surviving(read_metrics(run_dir), "trainer")
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize("role", ["trainer", "orchestrator", "sampler", "env"])
 def test_a_killed_role_costs_no_task_and_no_step(role, tmp_path):
-    moments = sorted(random.Random(role).sample(range(1, STEPS), 2))
+    moments = sorted(random.Random(role).sample(range(1, STEPS), 5))
     run_dir = tmp_path / "run"
     process = start(tmp_path, "run")
     for moment in moments:
@@ -93,7 +94,7 @@ def test_a_killed_role_costs_no_task_and_no_step(role, tmp_path):
         time.sleep(1)
     code, out = finish(process)
     assert code == 0, out[-3000:]
-    assert json.loads((run_dir / "summary.json").read_text())["process_deaths"] >= 2
+    assert json.loads((run_dir / "summary.json").read_text())["process_deaths"] >= 5
     check_books(run_dir)
 
 
@@ -115,7 +116,7 @@ def test_a_synchronous_run_killed_and_resumed_equals_the_unbroken_one_bit_for_bi
     code, out = finish(start(tmp_path, "unbroken", *sync))
     assert code == 0, out[-3000:]
     process = start(tmp_path, "broken", *sync)
-    for moment in sorted(random.Random(0).sample(range(1, STEPS), 2)):
+    for moment in sorted(random.Random(0).sample(range(1, STEPS), 5)):
         strike("trainer", tmp_path / "broken", moment)
         time.sleep(1)
     code, out = finish(process)

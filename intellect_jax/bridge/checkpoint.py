@@ -2,7 +2,7 @@
 
     <folder>/<step>/state      the trainer's state (arrays, Orbax's format)
     <folder>/<step>/ledger     JSON
-    <folder>/<step>/hashes.json  xxh3_64 of every file of the two
+    <folder>/<step>/hashes.json  xxh3_64 of every file of the two, sealed
 
 Orbax notices a missing or shortened array file; a flipped bit in one loads without complaint as other numbers. Hence
 the hashes, written before the step gets its name and verified before it is used.
@@ -10,7 +10,6 @@ the hashes, written before the step gets its name and verified before it is used
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -20,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 import xxhash
 
-from intellect_jax.files import write_json
+from intellect_jax.files import sealed, unseal, write_text
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ class Checkpoints:
         """For the step that was just written, which at this moment still has its temporary name."""
         for path in self.folder.iterdir():
             if path.name[0].isdecimal() and not (path / HASHES).exists():
-                write_json(path / HASHES, hash_files(path))
+                write_text(path / HASHES, sealed(hash_files(path)))
 
     def _read(self, step: int, abstract_state: Any, partial: bool) -> Restored:
         target = jax.tree.map(_placed, abstract_state)
@@ -151,7 +150,7 @@ def hash_files(step_folder: Path) -> dict[str, str]:
 def verify(step_folder: Path) -> None:
     """Raises Damaged naming the first file of a checkpoint that is missing or not what was written."""
     try:
-        expected = json.loads((step_folder / HASHES).read_text())
+        expected = unseal((step_folder / HASHES).read_bytes())
     except (OSError, ValueError) as error:
         raise Damaged(f"no usable {HASHES}: {error}") from error
     for name, right in expected.items():

@@ -61,7 +61,7 @@ def _pipeline(data: str, tokenizer: Any, seed: int, *, rows: int, seq: int) -> g
     packed = grain.experimental.FirstFitPackIterDataset(
         rendered, length_struct={"tokens": seq, "loss_mask": seq}, num_packing_bins=rows, shuffle_bins=False
     )
-    return packed.batch(rows)
+    return grain.experimental.ThreadPrefetchIterDataset(packed.batch(rows), prefetch_buffer_size=2)
 
 
 def _to_batch(step: int, packed: dict[str, np.ndarray], shape: tuple[int, int, int]) -> PackedBatch:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Fleet:
     """
 
     def __init__(self, urls: Sequence[str], config: ConfigDict):
+        self.on_damaged: Callable[[Version], None] = lambda version: None  # a server could not read this version
         # A few more than its slots: a freed slot is then filled at once.
         capacity = config.sampler.slots + config.sampler.prefill_rows
         self._servers = Servers([Server(url.rstrip("/"), capacity) for url in urls])
@@ -103,10 +104,13 @@ class Fleet:
                 return parse_generation(answer, len(token_ids), sampling_params)
         raise FleetError(f"generation failed: {'; '.join(failures)}")
 
-    async def update(self, manifest_path: Path, version: Version) -> None:
+    async def update(
+        self, manifest_path: Path, version: Version, superseded: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Makes ``version`` the policy of every server; raises FleetError when none took it in time.
 
-        A server that did not is left alone for a while and tried again with the next version.
+        A server that did not is left alone for a while and tried again with the next version. Returns False when it
+        gave up because ``superseded()``: a newer version is there, and this one perhaps no longer.
         """
         self._latest = (str(manifest_path), version)
         deadline = time.monotonic() + self._outage
@@ -116,7 +120,9 @@ class Fleet:
             for failure in failures:
                 log.warning("version %s: %s", version, failure)
             if len(failures) < len(outcomes):
-                return
+                return True
+            if superseded():
+                return False
             gone = all(isinstance(failure, _ServerFailed) and failure.outage for failure in failures)
             if not gone or time.monotonic() > deadline:
                 raise FleetError(f"no server took version {version}: {'; '.join(map(str, failures))}")
@@ -128,6 +134,8 @@ class Fleet:
             await self._install(server)
         except (_ServerFailed, RequestRefused) as error:
             self._servers.rest(server, _BACKOFF)
+            if isinstance(error, _ServerFailed) and error.code == "damaged_weights" and self._latest:
+                self.on_damaged(self._latest[1])
             return error
         return None
 

@@ -84,6 +84,7 @@ class Orchestrator:
         self.scheduler = Scheduler(
             self.config, curriculum, lambda task: run_group(self.runner, self.config, task), self.cut, self.server.full
         )
+        self.fleet.on_damaged = self.server.damaged
         serving = asyncio.create_task(self.server.serve())
         following = asyncio.create_task(self.follow_trainer())
         scheduling = asyncio.create_task(self._schedule())
@@ -157,7 +158,8 @@ class Orchestrator:
     async def _serve_version(self, version: Version, manifest: Path) -> None:
         """Puts a version into the fleet; the first one, and every ``eval.every``-th, is evaluated."""
         self.server.reason = f"waiting for the fleet to load version {version}"
-        await self.fleet.update(manifest, version)
+        if not await self.fleet.update(manifest, version, superseded=lambda: not self.server.messages.empty()):
+            return
         first = self.scheduler.version is None
         every = self.config.eval.every
         if first and version.number == 0:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from intellect_jax.sampler.engine import PauseMode, UpdateRefused
 from intellect_jax.sampler.protocol import BadRequest
-from intellect_jax.sampler.state import STATE, Handler, ServerState, json_response, read_json
+from intellect_jax.sampler.state import STATE, Handler, ServerState, Unavailable, json_response, read_json
 from intellect_jax.transport.weights import WeightError
 from intellect_jax.types import Version
 
@@ -89,7 +89,9 @@ async def _update(request: web.Request) -> web.Response:
     async with state.updating:
         try:
             state.staged = await _within(state, asyncio.to_thread(state.load, Path(info["manifest"])))
-        except (WeightError, ValueError) as error:
+        except WeightError as error:
+            raise Unavailable(f"{info['manifest']}: {error}", "damaged_weights") from error
+        except ValueError as error:
             raise BadRequest(f"{info['manifest']}: {error}") from error
     return _done()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -12,11 +13,10 @@ from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.bridge.huggingface import save_pretrained
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
-from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.trainer import setup
 from intellect_jax.trainer.rl import RLLoop
 from intellect_jax.trainer.setup import Trainer
-from intellect_jax.trainer.sft import run_sft
+from intellect_jax.trainer.sft import forget_sft, run_sft
 from intellect_jax.trainer.step import TrainState
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
@@ -34,7 +34,10 @@ def main(config: ConfigDict, run_dir: Path) -> int:
     trainer = setup.create(config, run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     watchdog.progress("restoring or making the state")
-    state, step, ledger = _start(trainer, checkpoints, run_dir)
+    started = _start(trainer, checkpoints, run_dir, lambda: bool(stop))
+    if started is None:
+        return START_ME_AGAIN
+    state, step, ledger = started
     if config.trainer.max_steps:
         lineage = _next_lineage(run_dir)
         loop = RLLoop(trainer, state, Version(lineage, step), ledger, run_dir)
@@ -53,19 +56,26 @@ def main(config: ConfigDict, run_dir: Path) -> int:
     return 0
 
 
-def _start(trainer: Trainer, checkpoints: Checkpoints, run_dir: Path) -> tuple[TrainState, int, dict]:
-    """The newest good checkpoint, or a fresh state after its supervised warm-up (saved as step 0)."""
+def _start(
+    trainer: Trainer, checkpoints: Checkpoints, run_dir: Path, stopping: Callable[[], bool]
+) -> tuple[TrainState, int, dict] | None:
+    """The newest good checkpoint, or a fresh state after its supervised warm-up (saved as step 0).
+
+    None when the warm-up was stopped.
+    """
     restored = checkpoints.restore(trainer.abstract_state)
     if restored is not None:
         log.info("resuming after step %d", restored.step)
         return TrainState(*restored.state), restored.step, restored.ledger
-    state = trainer.init_state()
-    if trainer.config.sft.steps:
-        metrics = Metrics(run_dir, "sft", tensorboard=trainer.config.monitor.tensorboard)
-        state = run_sft(trainer, state, run_dir, metrics)
-        metrics.close()
-        state = TrainState(state.params, trainer.optimizer.init(state.params))  # RL starts with fresh moments
-        checkpoints.save(0, state, {})
+    if not trainer.config.sft.steps:
+        return trainer.init_state(), 0, {}
+    warm = run_sft(trainer, run_dir, stopping)
+    if warm is None:
+        return None
+    state = TrainState(warm.params, trainer.optimizer.init(warm.params))  # RL starts with fresh moments
+    checkpoints.save(0, state, {})
+    checkpoints.wait()
+    forget_sft(run_dir)
     return state, 0, {}
 
 

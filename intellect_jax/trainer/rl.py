@@ -60,7 +60,7 @@ class RLLoop:
         step = self.version.number + 1
         start = time.time()
         watchdog.progress(f"waiting for batch {step}", waits_for="orchestrator")
-        batch = self.client.next(step, stopping)
+        batch = self.client.next(step, stopping, self.mend)
         if batch is None:
             return False
         ready = time.time()
@@ -79,11 +79,19 @@ class RLLoop:
         self._log(batch, sums, start, ready, stepped, rate, compilations.after_warmup)
         return True
 
-    def publish(self) -> Path:
+    def publish(self, *, replace_damaged: bool = False) -> Path:
         """Writes the current version to the weight store; returns its manifest."""
         watchdog.progress(f"publishing version {self.version}")
         tensors = to_hf(self.state.params, self.trainer.cfg, self.trainer.config.weights.dtype)
-        return self.store.publish(self.version, tensors)
+        return self.store.publish(self.version, tensors, replace_damaged=replace_damaged)
+
+    def mend(self, damaged: Version) -> None:
+        """Publishes the current version again if that is the one that nobody can read."""
+        if damaged != self.version:
+            return
+        log.warning("version %s cannot be read: it is published again", damaged)
+        self.publish(replace_damaged=True)
+        watchdog.progress(f"waiting for batch {damaged.number + 1}", waits_for="orchestrator")
 
     def save(self, checkpoints: Checkpoints) -> None:
         watchdog.progress(f"saving the checkpoint of step {self.version.number}")

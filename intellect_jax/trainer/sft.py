@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.data.sft import sft_batches
 from intellect_jax.monitor import watchdog
@@ -17,19 +21,40 @@ from intellect_jax.trainer.step import TrainState
 
 log = logging.getLogger(__name__)
 
+FOLDER = "checkpoints-sft"  # of a run directory; gone once step 0 of RL is saved
 
-def run_sft(trainer: Trainer, state: TrainState, run_dir: Path, metrics: Metrics) -> TrainState:
-    """Runs ``sft.steps`` supervised steps from the first; returns the state after them."""
+
+def run_sft(trainer: Trainer, run_dir: Path, stopping: Callable[[], bool] = lambda: False) -> TrainState | None:
+    """The state after ``sft.steps`` supervised steps, or None when ``stopping()`` ended them early.
+
+    Saves every ``checkpoint.every`` steps and when stopped, and goes on after the newest checkpoint: the result is
+    that of an unbroken run, bit for bit.
+    """
     config = trainer.config
-    rates = sft_rates(config.sft)
-    batches = sft_batches(config, load_tokenizer(run_dir / "tokenizer"), seed=config.seed)
-    for step in range(1, config.sft.steps + 1):
-        watchdog.progress(f"supervised step {step}")
-        start = time.time()
-        batch = next(batches)
-        ready = time.time()
-        state, sums = trainer.step(state, batch, rates[step - 1])
-        times = {"time/wait_s": ready - start, "time/step_s": time.time() - ready}
-        metrics.log(step, {**sft_metrics(batch, sums), **times, "optimizer/learning_rate": float(rates[step - 1])})
-    log.info("supervised fine-tuning done: %d steps", config.sft.steps)
-    return state
+    checkpoints = Checkpoints(run_dir / FOLDER, keep=config.checkpoint.keep)
+    restored = checkpoints.restore(trainer.abstract_state)
+    state, done = (TrainState(*restored.state), restored.step) if restored else (trainer.init_state(), 0)
+    if done:
+        log.info("supervised fine-tuning goes on after step %d", done)
+    rates, every = sft_rates(config.sft), config.checkpoint.every
+    batches = sft_batches(config, load_tokenizer(run_dir / "tokenizer"), seed=config.seed, start_step=done)
+    with closing(Metrics(run_dir, "sft", tensorboard=config.monitor.tensorboard)) as metrics:
+        while done < config.sft.steps and not stopping():
+            done += 1
+            watchdog.progress(f"supervised step {done}")
+            start = time.time()
+            batch = next(batches)
+            ready = time.time()
+            state, sums = trainer.step(state, batch, rates[done - 1])
+            times = {"time/wait_s": ready - start, "time/step_s": time.time() - ready}
+            metrics.log(done, {**sft_metrics(batch, sums), **times, "optimizer/learning_rate": float(rates[done - 1])})
+            if done < config.sft.steps and (stopping() or (every and done % every == 0)):
+                checkpoints.save(done, state, {})
+    checkpoints.close()
+    log.info("supervised fine-tuning: %d of %d steps done", done, config.sft.steps)
+    return state if done == config.sft.steps else None
+
+
+def forget_sft(run_dir: Path) -> None:
+    """Deletes the checkpoints of supervised steps."""
+    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)

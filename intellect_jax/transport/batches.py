@@ -5,10 +5,10 @@ until the trainer asks for the next one, so a trainer that dies while it holds a
 
 Messages are one JSON frame, and for a batch a second frame with its arrays as safetensors. Trainer to orchestrator:
 ``hello`` {version, manifest, ledger}, ``next`` {step, part, parts}, ``published`` {version, manifest}, ``done`` {}.
-Orchestrator to trainer: ``batch`` {step, info}, ``wait`` {reason} every few seconds while there is none, ``bye`` {} to
-a ``done``, and ``who`` {} where a trainer asks that never said hello: the orchestrator was restarted, and the trainer
-introduces itself again. ``next`` and ``done`` are repeated until answered: an orchestrator that dies loses what it
-read.
+Orchestrator to trainer: ``batch`` {step, info}, ``wait`` {reason} every few seconds while there is none, ``damaged``
+{version} when no sampler can read what was published, ``bye`` {} to a ``done``, and ``who`` {} where a trainer asks that
+never said hello: the orchestrator was restarted, and the trainer introduces itself again. ``next`` and ``done`` are
+repeated until answered: an orchestrator that dies loses what it read.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class BatchServer:
         self._greeted = False
         self._open = False  # between a hello and the reset that answers it nothing may be queued
         self.epoch = 0  # grows with every hello and reset: what was begun before belongs to an abandoned lineage
+        self._damaged: Version | None = None  # what waiting trainers are to publish again
         self._waiting: dict[bytes, dict[str, Any]] = {}
         self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -99,6 +100,10 @@ class BatchServer:
         self._open = True
         self.epoch += 1
         self._taken = max([step, *(request["step"] for request in self._waiting.values())])
+
+    def damaged(self, version: Version) -> None:
+        """Tells the trainer, once it waits, that ``version`` cannot be read."""
+        self._damaged = version
 
     async def serve(self) -> None:
         """Answers trainers until cancelled."""
@@ -151,6 +156,8 @@ class BatchServer:
         while True:
             await asyncio.sleep(SIGN_OF_LIFE_S)
             frame = _frame("wait", reason=self.reason)
+            if self._damaged is not None and self._waiting:
+                frame, self._damaged = _frame("damaged", version=str(self._damaged)), None
             for identity in list(self._waiting):
                 await self._socket.send_multipart([identity, frame])
 
@@ -191,8 +198,15 @@ class BatchClient:
                     break
         log.warning("the orchestrator did not hear within %.0f s that training has ended", timeout)
 
-    def next(self, step: int, stopping: Callable[[], bool] = lambda: False) -> PackedBatch | None:
+    def next(
+        self,
+        step: int,
+        stopping: Callable[[], bool] = lambda: False,
+        on_damaged: Callable[[Version], None] = lambda version: None,
+    ) -> PackedBatch | None:
         """The batch of ``step``; blocks until it is cut, or until ``stopping()``: then None.
+
+        ``on_damaged`` is called with a version that no sampler can read.
 
         Raises:
             TimeoutError: no sign of life from the orchestrator for ``timeout`` seconds.
@@ -213,9 +227,12 @@ class BatchClient:
                 continue
             heard = now
             frames = self._socket.recv_multipart()
-            if json.loads(frames[0])["type"] == "who":
+            head = json.loads(frames[0])
+            if head["type"] == "who":
                 self._send(self._hello)
                 self._send(request)
+            elif head["type"] == "damaged":
+                on_damaged(Version.parse(head["version"]))
             elif len(frames) == 2:
                 batch = decode(frames)
                 if batch.step == step:  # a batch of an abandoned request is not ours

@@ -3,12 +3,12 @@
     <folder>/v<lineage>-<number>/manifest.json
     <folder>/v<lineage>-<number>/weights-00000.safetensors
 
-A version's folder appears whole, by rename. Whoever reads it checks the hash of every piece before using any tensor.
+A version's folder appears whole, by rename. Whoever reads it checks every byte before using any tensor: the manifest is
+sealed, and names the hash of each piece and of each file's header.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from intellect_jax.files import sealed, unseal
 from intellect_jax.transport import safetensors_file
-from intellect_jax.types import Manifest, Piece, TensorEntry, Version
+from intellect_jax.types import FileEntry, Manifest, Piece, TensorEntry, Version
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +44,29 @@ class WeightStore:
         self.folder = Path(folder).absolute()
         self.keep = keep
 
-    def publish(self, version: Version, tensors: Iterable[tuple[str, np.ndarray]]) -> Path:
+    def publish(
+        self, version: Version, tensors: Iterable[tuple[str, np.ndarray]], *, replace_damaged: bool = False
+    ) -> Path:
         """Writes a full version and prunes old ones; returns the manifest's path.
 
         ``tensors`` yields (Hugging Face name, array of a dtype of ``safetensors_file.DTYPES``). Raises WeightError
-        when the version is there already: a version is made once.
+        when the version is there already: a version is made once. ``replace_damaged`` makes it again from the same
+        tensors if it is damaged.
         """
         final = self._path(version)
         if final.exists():
-            raise WeightError(f"version {version} is published already: {final}")
+            if not replace_damaged:
+                raise WeightError(f"version {version} is published already: {final}")
+            if self.is_whole(version):
+                return final / MANIFEST
         self.folder.mkdir(parents=True, exist_ok=True)
         work = self.folder / f".{final.name}.tmp"
         shutil.rmtree(work, ignore_errors=True)  # of a publisher that died
         work.mkdir()
-        manifest = Manifest(version, "full", _write_files(work, tensors))
-        (work / MANIFEST).write_text(json.dumps(manifest, default=vars))  # asdict would take 20 ms more
+        manifest = _write_files(work, version, tensors)
+        (work / MANIFEST).write_text(sealed(manifest.to_json()))
+        if final.exists():
+            _set_aside(final)
         os.rename(work, final)
         self._prune()
         return final / MANIFEST
@@ -73,6 +82,14 @@ class WeightStore:
         """The newest published version."""
         return max(self.versions(), default=None)
 
+    def is_whole(self, version: Version) -> bool:
+        """Whether the version can be read."""
+        try:
+            self.read(self.manifest_path(version))
+        except WeightError:
+            return False
+        return True
+
     def manifest_path(self, version: Version) -> Path:
         """Where the manifest of a published version lies."""
         return self._path(version) / MANIFEST
@@ -87,17 +104,22 @@ class WeightStore:
 
     def _prune(self) -> None:
         for version in self.versions()[: -self.keep]:
-            # Renamed first: a half-deleted version must not look like a published one.
-            doomed = self.folder / f".{self._path(version).name}.old"
-            os.rename(self._path(version), doomed)
+            _set_aside(self._path(version))
         for doomed in self.folder.glob(".v*.old"):
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> None:
+    """Renames a version that is to be deleted: half deleted it must not look like a published one."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a publisher that died
+    os.rename(folder, doomed)
 
 
 def read_manifest(path: Path | str) -> Manifest:
     """The manifest at ``path``; raises WeightError when it is missing or damaged."""
     try:
-        return Manifest.from_json(json.loads(Path(path).read_text()))
+        return Manifest.from_json(unseal(Path(path).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightError(f"cannot read the weight manifest {path}: {error!r}") from error
 
@@ -108,41 +130,53 @@ def read_tensors(manifest_path: Path | str, manifest: Manifest) -> dict[str, np.
         raise WeightError(f"{manifest_path}: version {manifest.version} is a {manifest.kind}, not a full version")
     folder = Path(manifest_path).parent
     # Whole files in memory rather than mapped ones: what was verified is what is used, whatever happens to the file.
-    files: dict[str, np.ndarray] = {}
-    tensors = {}
-    for name, entry in manifest.tensors.items():
-        for piece in entry.pieces:
-            if piece.file not in files:
-                files[piece.file] = _read_file(folder, piece.file, name)
-        tensors[name] = _assemble(name, entry, files)
-    return tensors
+    files = {name: _read_file(folder, name, entry) for name, entry in manifest.files.items()}
+    return {name: _assemble(name, entry, files) for name, entry in manifest.tensors.items()}
 
 
-def _write_files(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, TensorEntry]:
+def _write_files(folder: Path, version: Version, tensors: Iterable[tuple[str, np.ndarray]]) -> Manifest:
     entries: dict[str, TensorEntry] = {}
+    files: dict[str, FileEntry] = {}
     for i, shard in enumerate(safetensors_file.split_shards(tensors, MAX_FILE_BYTES)):
         file = f"weights-{i:05d}.safetensors"
-        for name, stored in safetensors_file.write(folder / file, shard).items():
+        layout = safetensors_file.write(folder / file, shard)
+        files[file] = _file_entry(folder / file, layout)
+        for name, stored in layout.items():
             if name in entries:
                 raise WeightError(f"tensor {name} is published twice")
             whole = [[0, size] for size in stored.shape]
             piece = Piece(whole, file, stored.start, stored.stop, _hash(shard[name]))
             entries[name] = TensorEntry(stored.dtype, list(stored.shape), [piece])
-    return entries
+    return Manifest(version, "full", files, entries)
 
 
-def _read_file(folder: Path, file: str, name: str) -> np.ndarray:
-    """A whole file as uint8; the name must lie in ``folder`` itself."""
-    if Path(file).name != file:
-        raise WeightError(f"tensor {name}: file {file!r} lies outside of {folder}")
+def _file_entry(path: Path, layout: dict[str, safetensors_file.Stored]) -> FileEntry:
+    size = path.stat().st_size
+    header = min((stored.start for stored in layout.values()), default=size)
+    return FileEntry(size, header, _hash(np.fromfile(path, dtype=np.uint8, count=header)))
+
+
+def _read_file(folder: Path, name: str, entry: FileEntry) -> np.ndarray:
+    """A whole file as uint8, its size and header verified; the name must lie in ``folder`` itself."""
+    path = folder / name
+    if Path(name).name != name:
+        raise WeightError(f"file {name!r} lies outside of {folder}")
     try:
-        return np.fromfile(folder / file, dtype=np.uint8)
+        content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise WeightError(f"tensor {name}: cannot read {folder / file}: {error}") from error
+        raise WeightError(f"cannot read {path}: {error}") from error
+    if content.nbytes != entry.size:
+        raise WeightError(f"{path} has {content.nbytes} bytes, {entry.size} were written")
+    if _hash(content[: entry.header]) != entry.hash:
+        raise WeightError(f"{path}: its header does not match its hash")
+    return content
 
 
 def _assemble(name: str, entry: TensorEntry, files: dict[str, np.ndarray]) -> np.ndarray:
     """One tensor from its verified pieces; without a copy when it is whole in one."""
+    for piece in entry.pieces:
+        if piece.file not in files:
+            raise WeightError(f"tensor {name}: {piece.file} is not among the files of its version")
     dtype = safetensors_file.DTYPES.get(entry.dtype)
     if dtype is None:
         raise WeightError(f"tensor {name}: unknown dtype {entry.dtype}")

@@ -147,6 +147,32 @@ def test_a_server_that_lost_its_weights_gets_the_latest_again(manifests):
         assert after.engine.stats().updates == 1, "once for all who noticed"
 
 
+def test_a_damaged_version_is_told_and_taken_once_it_is_mended(tmp_path):
+    config = config_for([url()])
+    store, tensors = WeightStore(tmp_path), list(to_hf(random_params(SMALL, 1), SMALL))
+    manifest = store.publish(V1, tensors)
+    file = next(manifest.parent.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    told = []
+
+    def mend(version):
+        told.append(version)
+        if len(told) == 2:
+            store.publish(version, tensors, replace_damaged=True)
+
+    async def scenario(state):
+        async with serving(state, config.sampler.urls[0]), Fleet(config.sampler.urls, config) as fleet:
+            fleet.on_damaged = told.append
+            assert not await fleet.update(manifest, V1, superseded=lambda: True)
+            fleet.on_damaged = mend
+            assert await fleet.update(manifest, V1)
+
+    with running(config) as state:
+        asyncio.run(scenario(state))
+        assert state.engine.stats().version == V1
+    assert told == [V1, V1]
+
+
 def test_a_dead_server_is_passed_over_and_an_update_goes_on_without_it(manifests):
     dead = url()
     config = config_for([dead, url()])

@@ -262,7 +262,8 @@ def test_a_damaged_or_mismatched_update_leaves_the_policy_as_it_was(state, manif
             return early, missing, empty, other, damaged, late, await get(session, "/weight_info")
 
     early, missing, empty, other, damaged, late, info = asyncio.run(scenario())
-    assert [a[0] for a in (early, missing, empty, other, damaged, late)] == [409, 400, 400, 400, 400, 409]
+    assert [a[0] for a in (early, missing, empty, other, damaged, late)] == [409, 503, 400, 400, 503, 409]
+    assert missing[1]["error"]["code"] == damaged[1]["error"]["code"] == "damaged_weights"
     assert "hash" in damaged[1]["error"]["message"] and "staged weights are 0.1" in other[1]["error"]["message"]
     assert json.loads(info[1])["weight_version"] == "0.0"
 

@@ -162,3 +162,27 @@ def test_signs_of_life_keep_a_trainer_waiting(address, monkeypatch):
         return received.step
 
     assert run(play()) == 1
+
+
+def test_a_waiting_trainer_is_told_of_a_damaged_version_once(address, monkeypatch):
+    monkeypatch.setattr("intellect_jax.transport.batches.SIGN_OF_LIFE_S", 0.1)
+    told = []
+
+    async def play():
+        server = BatchServer(address, size=1)
+        task = await serving(server)
+        client = BatchClient(address, timeout=10)
+        client.hello(Version(2, 0), "m", {})
+        await heard(server, 1)
+        server.reset(0)
+        server.damaged(Version(2, 0))
+        waiting = in_thread(lambda: client.next(1, on_damaged=told.append))
+        await asyncio.sleep(1.0)
+        await server.offer(batch(1), server.epoch)
+        await waiting
+        task.cancel()
+        client.close()
+        server.close()
+
+    run(play())
+    assert told == [Version(2, 0)]

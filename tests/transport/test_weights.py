@@ -1,6 +1,5 @@
 """Publishing and reading weight versions: exact bytes, damage found, old versions pruned."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from intellect_jax.files import sealed, unseal
 from intellect_jax.transport import weights
 from intellect_jax.transport.weights import WeightError, WeightStore
 from intellect_jax.types import Version
@@ -55,13 +55,13 @@ def test_a_tensor_of_several_pieces_is_assembled(tmp_path):
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
     pieces = {"left": whole[:, :2], "right": whole[:, 2:]}
     path = WeightStore(tmp_path).publish(Version(0, 0), pieces.items())
-    data = json.loads(path.read_text())
+    data = unseal(path.read_bytes())
     left, right = (data["tensors"][side]["pieces"][0] for side in ("left", "right"))
     left["slice"], right["slice"] = [[0, 4], [0, 2]], [[0, 4], [2, 6]]
     entry = {"dtype": "F32", "shape": [4, 6], "pieces": [left, right]}
-    path.write_text(json.dumps({**data, "tensors": {"whole": entry}}))
+    path.write_text(sealed({**data, "tensors": {"whole": entry}}))
     np.testing.assert_array_equal(WeightStore.read(path)["whole"], whole)
-    path.write_text(json.dumps({**data, "tensors": {"whole": {**entry, "pieces": [left]}}}))
+    path.write_text(sealed({**data, "tensors": {"whole": {**entry, "pieces": [left]}}}))
     with pytest.raises(WeightError, match=r"whole.*do not cover"):
         WeightStore.read(path)
 
@@ -97,16 +97,35 @@ def test_a_publisher_that_dies_leaves_no_version(tmp_path):
     assert_same(store.read(store.manifest_path(Version(0, 1))), some_tensors())
 
 
-def test_every_flipped_byte_of_a_tensor_is_found(tmp_path):
+@pytest.mark.parametrize("file", ["weights-00000.safetensors", "manifest.json"])
+def test_every_flipped_byte_of_a_version_is_found(file, tmp_path):
+    path = WeightStore(tmp_path).publish(Version(0, 0), some_tensors().items())
+    good = (path.parent / file).read_bytes()
+    for at in range(len(good)):
+        (path.parent / file).write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(WeightError, match=file):
+            WeightStore.read(path)
+
+
+def test_a_damaged_tensor_is_named(tmp_path):
     path = WeightStore(tmp_path).publish(Version(0, 0), some_tensors().items())
     file = path.parent / "weights-00000.safetensors"
-    good = file.read_bytes()
-    for name, tensor in json.loads(path.read_text())["tensors"].items():
-        piece = tensor["pieces"][0]
-        for at in range(piece["start"], piece["stop"]):
-            file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-            with pytest.raises(WeightError, match=f"{name}.*weights-00000.safetensors"):
-                WeightStore.read(path)
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(WeightError, match=r"tensor half: .*weights-00000\.safetensors"):
+        WeightStore.read(path)
+
+
+def test_a_damaged_version_is_made_again_and_a_whole_one_is_left_alone(tmp_path):
+    store = WeightStore(tmp_path)
+    path = store.publish(Version(0, 0), some_tensors().items())
+    file = path.parent / "weights-00000.safetensors"
+    made = file.stat().st_ino
+    assert store.publish(Version(0, 0), some_tensors().items(), replace_damaged=True) == path
+    assert file.stat().st_ino == made
+    file.write_bytes(file.read_bytes()[:-1])
+    assert store.publish(Version(0, 0), some_tensors().items(), replace_damaged=True) == path
+    assert_same(store.read(path), some_tensors())
+    assert [p.name for p in tmp_path.iterdir()] == ["v0-0"]
 
 
 @pytest.mark.parametrize("size", [0, 100, -1])
@@ -124,10 +143,14 @@ def test_missing_and_damaged_parts_are_named(tmp_path):
     path.write_text(text[:-10])
     with pytest.raises(WeightError, match="manifest"):
         WeightStore.read(path)
-    path.write_text(text.replace("weights-00000", "../weights-00000"))
+    content = unseal(text.encode())
+    path.write_text(sealed({**content, "files": {"../weights": {"size": 1, "header": 0, "hash": ""}}}))
     with pytest.raises(WeightError, match="lies outside"):
         WeightStore.read(path)
-    path.write_text(text.replace('"full"', '"delta"'))
+    path.write_text(sealed({**content, "files": {}}))
+    with pytest.raises(WeightError, match="is not among the files"):
+        WeightStore.read(path)
+    path.write_text(sealed({**content, "kind": "delta"}))
     with pytest.raises(WeightError, match="delta"):
         WeightStore.read(path)
     path.write_text(text)
