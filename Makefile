@@ -9,13 +9,14 @@ CONFIG ?= configs/debug_cpu.py
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install demo test test-all soak oracle lint
+.PHONY: help install demo test test-all soak evidence oracle lint
 
 help:
 	@echo 'make demo      install, then supervised warm-up and asynchronous RL on this machine ($(CONFIG))'
 	@echo 'make test      install what tests need, then the fast tests'
 	@echo 'make test-all  the slow tests, and the comparisons with PyTorch and transformers'
 	@echo 'make soak      kill and freeze the processes of small real runs, for about fifteen minutes'
+	@echo 'make evidence  long figures, into evidence/results; goes on where it was stopped'
 	@echo 'make lint      formatting, lint and types'
 	@echo 'make install   only prepare .venv'
 	@echo 'make oracle    only prepare .venv-oracle (PyTorch, transformers)'
@@ -33,6 +34,9 @@ test-all: .venv/.installed-test oracle
 
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak
+
+evidence: .venv/.installed-test
+	$(BIN)/python -m evidence.survival
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

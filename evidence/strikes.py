@@ -18,10 +18,10 @@ ROLES = ("trainer", "orchestrator", "sampler", "env")
 T = TypeVar("T")
 
 
-def start(run_dir: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    """The demo's recipe with ``overrides``, in a process; what it says goes to ``<run_dir>.out``."""
+def start(run_dir: Path, *overrides: str, config: str = "configs/debug_cpu.py") -> subprocess.Popen[bytes]:
+    """The recipe ``config`` with ``overrides``, in a process; what it says goes to ``<run_dir>.out``."""
     words = (f"--config.run.root={run_dir.parent}", f"--config.run.name={run_dir.name}", *overrides)
-    command = [sys.executable, "-m", "launch", "--config=configs/debug_cpu.py", *words]
+    command = [sys.executable, "-m", "launch", f"--config={config}", *words]
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{run_dir}.out", "ab") as out:
         return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)

@@ -1,20 +1,24 @@
 """The whole system as a person starts it: every role a real process, a few steps, then the same run continued."""
 
 import json
+import random
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from intellect_jax.bridge.checkpoint import Damaged, verify
 from intellect_jax.bridge.huggingface import load_pretrained_params, to_hf
 from intellect_jax.monitor.metrics import read_metrics
-from intellect_jax.transport.weights import WeightStore
+from intellect_jax.transport.weights import WeightError, WeightStore
 from intellect_jax.types import Version
 
 ROOT = Path(__file__).parents[1]
+LABELS = ("_CHECKPOINT_METADATA", "commit_success.txt")  # of Orbax; what they say is never used
 KEYS = [
     "run_dir",
     "sampler_backend",
@@ -87,6 +91,40 @@ def test_the_export_is_the_last_published_version(finished):
     published = store.read(store.manifest_path(Version(0, 4)))
     for name, tensor in to_hf(params, cfg, "float32"):
         np.testing.assert_array_equal(tensor, published[name], err_msg=name)
+
+
+def flips(folder, count, seed):
+    """``count`` random places of a folder as (file, offset): half by bytes, half by files, so that small ones count."""
+    draw = random.Random(seed)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in LABELS)
+    sizes = [path.stat().st_size for path in files]
+    chosen = draw.choices(files, sizes, k=count // 2) + draw.choices(
+        [f for f in files if f.stat().st_size], k=count // 2
+    )
+    return [(path, draw.randrange(path.stat().st_size)) for path in chosen]
+
+
+@contextmanager
+def flipped(path, at, bit):
+    """A file with one bit of one byte turned."""
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+    yield
+    path.write_bytes(content)
+
+
+def test_any_damaged_byte_of_the_newest_checkpoint_or_version_is_noticed(finished):
+    checkpoint, version = finished[0] / "checkpoints" / "4", finished[0] / "weights" / "v0-4"
+    checks = {
+        checkpoint: (Damaged, lambda: verify(checkpoint)),
+        version: (WeightError, lambda: WeightStore.read(version / "manifest.json")),
+    }
+    for folder, (error, check) in checks.items():
+        check()
+        for n, (path, at) in enumerate(flips(folder, 100, seed=0)):
+            with flipped(path, at, n % 8), pytest.raises(error):
+                check()
+        check()
 
 
 def test_the_same_command_continues_the_run_in_a_new_lineage(finished):

@@ -1,131 +1,83 @@
-"""kill -9 and SIGSTOP on the real system: the run goes on, trains nothing twice, loses nothing."""
+"""kill -9, SIGSTOP and damaged files on the real system: the run goes on, trains nothing twice, loses nothing."""
 
 import json
-import os
 import random
+import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from evidence.books import complaints, read_books
+from evidence.strikes import ROLES, ROOT, pid_of, said, start, steps_done, strike, wait_for
 from intellect_jax.monitor.metrics import read_metrics
 from intellect_jax.monitor.summary import surviving
-from intellect_jax.orchestrator.outcomes import Outcomes
 from intellect_jax.transport.weights import WeightStore
 
 pytestmark = pytest.mark.soak
 
-ROOT = Path(__file__).parents[1]
 STEPS = 12
+KILLS = 5
 TIMEOUT = 600
+SMALL = (
+    *(f"--config.trainer.max_steps={STEPS}", "--config.checkpoint.every=3", "--config.sft.steps=25"),
+    *("--config.sft.decay_steps=5", "--config.eval.prompts=12"),
+    *("--config.orchestrator.batch_size=16", "--config.orchestrator.group_size=4"),
+)
 
 
-def command(root, name, *overrides):
-    return [
-        *(sys.executable, "-m", "launch", "--config=configs/debug_cpu.py", f"--config.run.root={root}"),
-        *(f"--config.run.name={name}", f"--config.trainer.max_steps={STEPS}", "--config.checkpoint.every=3"),
-        *("--config.sft.steps=25", "--config.sft.decay_steps=5", "--config.eval.prompts=12"),
-        *("--config.orchestrator.batch_size=16", "--config.orchestrator.group_size=4", *overrides),
-    ]
+def moments(name):
+    return sorted(random.Random(name).sample(range(1, STEPS), KILLS))
 
 
-def start(root, name, *overrides):
-    return subprocess.Popen(command(root, name, *overrides), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def at_step(run_dir, step):
+    wait_for(lambda: steps_done(run_dir) >= step, f"step {step}", TIMEOUT)
 
 
-def finish(process):
-    out, _ = process.communicate(timeout=TIMEOUT)
-    return process.returncode, out.decode()
+def finish(process, run_dir):
+    """Waits for the end of a run and for sound books."""
+    assert process.wait(TIMEOUT) == 0, said(run_dir)[-3000:]
+    assert complaints(read_books(run_dir), STEPS) == []
+    return json.loads((run_dir / "summary.json").read_text())
 
 
-def pid_of(role, run_dir):
-    """The process of a role of this run, or None."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if role.encode() in words and any(str(run_dir).encode() in word for word in words):
-            return int(folder.name)
-    return None
-
-
-def wait_for(condition, what, timeout=TIMEOUT):
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"no {what} within {timeout} s"
-        time.sleep(0.05)
-    return value
-
-
-def steps_done(run_dir):
-    return max((r["step"] for r in read_metrics(run_dir) if r["role"] == "trainer"), default=0)
-
-
-def strike(role, run_dir, step, number=signal.SIGKILL):
-    """Sends a signal to a role as soon as the trainer has done ``step`` steps."""
-    wait_for(lambda: run_dir.exists() and steps_done(run_dir) >= step, f"step {step}")
-    os.kill(wait_for(lambda: pid_of(role, run_dir), role), number)
-
-
-def check_books(run_dir):
-    """Every dispatched task has an outcome; those of the surviving batches were trained, each once."""
-    ledger = json.loads((run_dir / "ledger.json").read_text())
-    outcomes = Outcomes.decode(ledger["outcomes"])
-    assert len(outcomes) == sum(ledger["picked"].values())
-    assert len(outcomes.of("running")) == len(ledger["unfinished"])
-    assert len(outcomes.of("trained")) == STEPS * 4
-    assert not outcomes.of("error")
-    steps = surviving(read_metrics(run_dir), "trainer")
-    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
-
-
-@pytest.mark.parametrize("role", ["trainer", "orchestrator", "sampler", "env"])
+@pytest.mark.parametrize("role", ROLES)
 def test_a_killed_role_costs_no_task_and_no_step(role, tmp_path):
-    moments = sorted(random.Random(role).sample(range(1, STEPS), 5))
     run_dir = tmp_path / "run"
-    process = start(tmp_path, "run")
-    for moment in moments:
-        strike(role, run_dir, moment)
+    process = start(run_dir, *SMALL)
+    for moment in moments(role):
+        at_step(run_dir, moment)
+        strike(role, run_dir, signal.SIGKILL)
         time.sleep(1)
-    code, out = finish(process)
-    assert code == 0, out[-3000:]
-    assert json.loads((run_dir / "summary.json").read_text())["process_deaths"] >= 5
-    check_books(run_dir)
+    assert finish(process, run_dir)["process_deaths"] >= KILLS
 
 
 def test_a_killed_supervisor_leaves_nothing_behind_and_the_same_command_goes_on(tmp_path):
     run_dir = tmp_path / "run"
-    process = start(tmp_path, "run")
-    wait_for(lambda: run_dir.exists() and steps_done(run_dir) >= 5, "step 5")
-    process.kill()
-    process.wait(10)
-    roles = ("trainer", "orchestrator", "sampler", "env")
-    wait_for(lambda: not any(pid_of(role, run_dir) for role in roles), "end of the roles", 20)
-    code, out = finish(start(tmp_path, "run"))
-    assert code == 0, out[-3000:]
-    check_books(run_dir)
+    process = start(run_dir, *SMALL)
+    for moment in moments("supervisor"):
+        at_step(run_dir, moment)
+        process.kill()
+        process.wait(10)
+        wait_for(lambda: not any(pid_of(role, run_dir) for role in ROLES), "end of the roles", 20)
+        process = start(run_dir, *SMALL)
+    finish(process, run_dir)
 
 
 def test_a_synchronous_run_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path):
-    sync = ("--config.orchestrator.max_off_policy_steps=0", "--config.sampler.deterministic=True")
-    code, out = finish(start(tmp_path, "unbroken", *sync))
-    assert code == 0, out[-3000:]
-    process = start(tmp_path, "broken", *sync)
-    for moment in sorted(random.Random(0).sample(range(1, STEPS), 5)):
-        strike("trainer", tmp_path / "broken", moment)
+    sync = (*SMALL, "--config.orchestrator.max_off_policy_steps=0", "--config.sampler.deterministic=True")
+    runs = [tmp_path / "unbroken", tmp_path / "broken"]
+    finish(start(runs[0], *sync), runs[0])
+    process = start(runs[1], *sync)
+    for moment in moments("bit for bit"):
+        at_step(runs[1], moment)
+        strike("trainer", runs[1], signal.SIGKILL)
         time.sleep(1)
-    code, out = finish(process)
-    assert code == 0, out[-3000:]
-    unbroken, broken = (newest_weights(tmp_path / name) for name in ("unbroken", "broken"))
-    losses = [
-        [r["loss/total"] for r in surviving(read_metrics(tmp_path / n), "trainer")] for n in ("unbroken", "broken")
-    ]
-    assert losses[0] == losses[1]
+    finish(process, runs[1])
+    losses = [[row["loss/total"] for row in surviving(read_metrics(run), "trainer")] for run in runs]
+    assert losses[0] == losses[1] and len(losses[0]) == STEPS
+    unbroken, broken = map(newest_weights, runs)
     for name, tensor in unbroken.items():
         np.testing.assert_array_equal(broken[name], tensor, err_msg=name)
 
@@ -139,9 +91,80 @@ def newest_weights(run_dir):
 
 def test_a_sampler_that_freezes_is_named_and_started_again(tmp_path):
     run_dir = tmp_path / "run"
-    process = start(tmp_path, "run", "--config.launch.heartbeat_timeout=10")
-    strike("sampler", run_dir, 3, signal.SIGSTOP)
-    code, out = finish(process)
-    assert code == 0, out[-3000:]
-    assert "sampler-0" in out and "10 s" in out
-    check_books(run_dir)
+    process = start(run_dir, *SMALL, "--config.launch.heartbeat_timeout=10")
+    at_step(run_dir, 3)
+    strike("sampler", run_dir, signal.SIGSTOP)
+    frozen = time.time()
+    finish(process, run_dir)
+    told = re.search(r"sampler-0 does not answer since (\d\d:\d\d:\d\d), while \S.*: it is killed", said(run_dir))
+    assert told, said(run_dir)[-3000:]
+    assert told[1] in {time.strftime("%H:%M:%S", time.localtime(frozen + s)) for s in (-2, -1, 0, 1)}
+
+
+def test_a_damaged_version_is_published_again_and_a_damaged_checkpoint_passed_over(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, *SMALL)
+    at_step(run_dir, 4)
+    sampler = wait_for(lambda: pid_of("sampler", run_dir), "sampler", 60)
+    strike("sampler", run_dir, signal.SIGSTOP)
+    time.sleep(5)  # until the trainer has used up its batches and waits
+    newest = WeightStore(run_dir / "weights").latest()
+    damage(next((run_dir / "weights" / f"v{newest.lineage}-{newest.number}").glob("*.safetensors")))
+    strike("sampler", run_dir, signal.SIGKILL)  # its successor has to read the damaged one
+    wait_for(lambda: pid_of("sampler", run_dir) not in (None, sampler), "new sampler", 60)
+    at_step(run_dir, 7)
+    damage(max((run_dir / "checkpoints" / "6" / "state").rglob("*"), key=lambda path: path.stat().st_size))
+    strike("trainer", run_dir, signal.SIGKILL)
+    finish(process, run_dir)
+    log = (run_dir / "logs" / "trainer.log").read_text()
+    assert f"version {newest} cannot be read: it is published again" in log
+    assert "checkpoint 6 is damaged and skipped" in log and "resuming after step 3" in log
+
+
+def damage(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+HANGING = """
+import pathlib
+import time
+
+import reverse_text
+
+class Hanging(reverse_text.ReverseText):
+    async def score(self, state):
+        hung = pathlib.Path("{marker}")
+        if state["split"] == "train" and state["index"] % 5 == 0 and not hung.exists():
+            hung.touch()
+            while True:
+                time.sleep(1)
+        return await super().score(state)
+
+def load_environment(**arguments):
+    made = reverse_text.load_environment(**arguments)
+    made.__class__ = Hanging
+    return made
+"""
+
+HANGING_RECIPE = """
+from configs.debug_cpu import get_config as demo
+from intellect_jax.config import env
+
+def get_config():
+    config = demo()
+    config.envs = (env("hanging", min_length=8, max_length=14),)
+    return config
+"""
+
+
+def test_a_reward_that_never_returns_costs_one_rollout(tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    (tmp_path / "hanging.py").write_text(HANGING.format(marker=tmp_path / "hung"))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'envs' / 'reverse_text'}:{ROOT}")
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(HANGING_RECIPE)
+    process = start(run_dir, *SMALL, "--config.environments.timeout=3", config=str(recipe))
+    finish(process, run_dir)
+    assert (tmp_path / "hung").exists()
+    assert sum(row.get("rollouts/dropped_error", 0) for row in read_metrics(run_dir)) == 1

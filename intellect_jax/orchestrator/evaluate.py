@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from intellect_jax.orchestrator.rollouts import FAILURES, RolloutRunner
 from intellect_jax.types import Rollout, Task
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rollouts of the held-out prompts, in their order; failed ones count as reward 0."""
+    """Rollouts of the held-out prompts, in their order; one that failed at every attempt counts as reward 0."""
 
     rollouts: list[Rollout]
 
@@ -33,8 +36,8 @@ def eval_tasks(sizes: dict[str, int], prompts: int) -> list[Task]:
     return [Task(k, env, "eval", i) for k, (env, i) in enumerate(every[:prompts])]
 
 
-async def evaluate(runner: RolloutRunner, tasks: list[Task], temperature: float) -> Evaluation:
-    """One rollout per task, all together: the fleet client bounds what is in flight."""
+async def evaluate(runner: RolloutRunner, tasks: list[Task], temperature: float, attempts: int) -> Evaluation:
+    """One rollout per task, again where it fails; all together: the fleet client bounds what is in flight."""
 
     async def one(task: Task) -> Rollout:
         try:
@@ -43,4 +46,12 @@ async def evaluate(runner: RolloutRunner, tasks: list[Task], temperature: float)
             return Rollout(task, 0, -1, temperature, error=f"{type(error).__name__}: {error}")
         return await runner.run(task, messages, 0, temperature)
 
-    return Evaluation(list(await asyncio.gather(*(one(task) for task in tasks))))
+    async def insist(task: Task) -> Rollout:
+        for _ in range(attempts - 1):
+            rollout = await one(task)
+            if rollout.error is None:
+                return rollout
+            log.warning("held-out task %d failed and is tried again: %s", task.task_id, rollout.error)
+        return await one(task)
+
+    return Evaluation(list(await asyncio.gather(*(insist(task) for task in tasks))))

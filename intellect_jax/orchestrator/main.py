@@ -66,7 +66,6 @@ class Orchestrator:
         self.metrics = Metrics(run_dir, "orchestrator", tensorboard=config.monitor.tensorboard)
         replay = config.trainer.router_replay and config.sampler.backend == "jax"
         self.runner = RolloutRunner(config, load_tokenizer(run_dir / "tokenizer"), fleet, jobs, replay)
-        self.background: set[asyncio.Task[Any]] = set()
 
     async def prepare(self) -> None:
         """Asks the environments for their sizes."""
@@ -92,7 +91,7 @@ class Orchestrator:
         try:
             await _first_of(following, serving, scheduling, watching)
         finally:
-            for task in (watching, serving, scheduling, following, *self.background):
+            for task in (watching, serving, scheduling, following):
                 task.cancel()
             self.scheduler.cancel_running()
             self.server.close()
@@ -127,7 +126,8 @@ class Orchestrator:
     async def evaluate(self, version: Version, *, is_final: bool = False) -> None:
         """Evaluates what the fleet serves and logs it under ``version``."""
         tasks = eval_tasks(self.eval_sizes, self.config.eval.prompts)
-        evaluation = await evaluate(self.runner, tasks, self.config.eval.temperature)
+        attempts = self.config.orchestrator.max_attempts
+        evaluation = await evaluate(self.runner, tasks, self.config.eval.temperature, attempts)
         metrics = evaluation.metrics()
         name = f"eval-{version.number:06d}"
         await asyncio.to_thread(write_rollouts, self.run_dir / "rollouts", name, evaluation.rollouts)
@@ -156,18 +156,20 @@ class Orchestrator:
         self.scheduler.restore(version, ledger)
 
     async def _serve_version(self, version: Version, manifest: Path) -> None:
-        """Puts a version into the fleet; the first one, and every ``eval.every``-th, is evaluated."""
+        """Puts a version into the fleet; version 0, and every ``eval.every``-th, is evaluated.
+
+        Rollouts go on meanwhile; the next version waits, so that all of the evaluation is of this one.
+        """
         self.server.reason = f"waiting for the fleet to load version {version}"
         if not await self.fleet.update(manifest, version, superseded=lambda: not self.server.messages.empty()):
             return
-        first = self.scheduler.version is None
+        is_new = self.scheduler.version is not None  # not that of a trainer that was restored, evaluated already
         every = self.config.eval.every
-        if first and version.number == 0:
-            await self.evaluate(version)
-        elif not first and every and version.number % every == 0 and version.number < self.config.trainer.max_steps:
-            self._in_background(self.evaluate(version))
+        due = every and is_new and version.number % every == 0 and version.number < self.config.trainer.max_steps
         self.scheduler.set_version(version)
         self.server.reason = "waiting for rollouts"
+        if due or version.number == 0:
+            await self.evaluate(version)
 
     def _standing(self) -> tuple[str, Any, str]:
         """For the watchdog: what this role is at, what changes with any progress, and whom it waits for."""
@@ -178,11 +180,6 @@ class Orchestrator:
         if scheduler.version is None:
             return "waiting for the trainer's first version", mark, "trainer"
         return f"waiting for the trainer to get on with batch {scheduler.next_step - 1}", mark, "trainer"
-
-    def _in_background(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        self.background.add(task)
-        task.add_done_callback(self.background.discard)
 
     def _routed_shape(self, groups: list[Group]) -> tuple[int, int] | None:
         routed = groups[0].rollouts[0].nodes[0].routed_experts

@@ -37,8 +37,12 @@ def routes() -> list[web.RouteDef]:
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Administration is for callers on this machine and for those who know the token."""
-    if request.path in ADMIN_PATHS and not (_local(request) or _authorised(request)):
+    """Administration is for programs on this machine and for those who know the token.
+
+    A request with an Origin comes from a web page, whose browser may well run on this machine.
+    """
+    trusted = _local(request) and "Origin" not in request.headers
+    if request.path in ADMIN_PATHS and not (trusted or _authorised(request)):
         raise web.HTTPForbidden(reason="administrative routes: from this machine, or with the bearer token")
     return await handler(request)
 

@@ -6,9 +6,9 @@ until the trainer asks for the next one, so a trainer that dies while it holds a
 Messages are one JSON frame, and for a batch a second frame with its arrays as safetensors. Trainer to orchestrator:
 ``hello`` {version, manifest, ledger}, ``next`` {step, part, parts}, ``published`` {version, manifest}, ``done`` {}.
 Orchestrator to trainer: ``batch`` {step, info}, ``wait`` {reason} every few seconds while there is none, ``damaged``
-{version} when no sampler can read what was published, ``bye`` {} to a ``done``, and ``who`` {} where a trainer asks that
-never said hello: the orchestrator was restarted, and the trainer introduces itself again. ``next`` and ``done`` are
-repeated until answered: an orchestrator that dies loses what it read.
+{version} when no sampler can read what was published, ``bye`` {} to a ``done``, and ``who`` {} where a trainer asks
+that never said hello: the orchestrator was restarted, and the trainer introduces itself again. ``next`` and ``done``
+are repeated until answered: an orchestrator that dies loses what it read.
 """
 
 from __future__ import annotations

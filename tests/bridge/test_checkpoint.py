@@ -145,6 +145,14 @@ def test_every_file_of_state_and_ledger_is_guarded(copy):
         path.write_bytes(content)
 
 
+def test_what_orbax_calls_a_checkpoint_does_not_matter(copy):
+    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        (copy / "2" / name).write_bytes(b"\xff{")
+        restored = restore(copy, read_only=True)
+        assert restored.step == 2
+        assert_trees_equal(restored.state, make_state(2))
+
+
 def test_all_damaged_is_an_error_and_nothing_is_moved(copy):
     for step in ("1", "2"):
         damage_largest(copy / step, "truncated")

@@ -293,10 +293,11 @@ def test_administration_is_for_this_machine_or_the_token(state, monkeypatch):
                 (await post(session, "/resume", headers=bearer))[0],
                 (await post(session, "/resume", headers={"Authorization": "Bearer wrong"}))[0],
                 (await post(session, GENERATE, body([1], max_tokens=1)))[0],
+                (await post(session, "/resume", headers={"Origin": "https://a.page"}))[0],
             ]
 
-    assert asyncio.run(scenario()) == [200, 200, 200, 200]
+    assert asyncio.run(scenario()) == [200, 200, 200, 200, 403]
     monkeypatch.setattr(admin, "_local", lambda request: False)  # as if from elsewhere
-    assert asyncio.run(scenario()) == [403, 403, 403, 200]
+    assert asyncio.run(scenario()) == [403, 403, 403, 200, 403]
     monkeypatch.setattr(state, "admin_token", "secret")
-    assert asyncio.run(scenario()) == [403, 200, 403, 200]
+    assert asyncio.run(scenario()) == [403, 200, 403, 200, 403]

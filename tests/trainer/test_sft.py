@@ -1,6 +1,5 @@
 """Supervised fine-tuning that is stopped or dies ends as if it had not."""
 
-
 import jax
 import pytest
 
