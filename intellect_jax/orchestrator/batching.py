@@ -28,8 +28,11 @@ def make_batch(step: int, groups: list[Group], config: ConfigDict, routed_shape:
     )
 
 
-def batch_metrics(groups: list[Group], dropped: Counter[str], queued: int) -> dict[str, Any]:
-    """What the orchestrator counted since the last batch, under grouped names."""
+def batch_metrics(groups: list[Group], dropped: Counter[str], found: int) -> dict[str, Any]:
+    """What the orchestrator counted since the last batch, under grouped names.
+
+    ``found``: how many batches lay ready when the trainer last asked for one.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = np.array([r.reward for r in rollouts])
     names = sorted({name for r in rollouts for name in r.metrics})
@@ -44,7 +47,7 @@ def batch_metrics(groups: list[Group], dropped: Counter[str], queued: int) -> di
         "rollouts/answer_tokens": float(np.mean([len(r.versions()) for r in rollouts])),
         "rollouts/truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
         "rollouts/seconds": float(np.mean([_seconds(r) for r in rollouts])),
-        "queue/size": queued,
+        "queue/size": found,
     }
 
 

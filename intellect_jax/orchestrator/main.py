@@ -115,7 +115,7 @@ class Orchestrator:
     async def cut(self, step: int, groups: list[Group], dropped: Counter[str]) -> None:
         """Makes batch ``step`` of the groups and queues it with the ledger as of now."""
         epoch, ledger = self.server.epoch, self.scheduler.ledger()
-        metrics = batch_metrics(groups, dropped, self.server.queued)
+        metrics = batch_metrics(groups, dropped, self.server.found)
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         await asyncio.to_thread(write_rollouts, self.run_dir / "rollouts", f"step-{step:06d}", rollouts)
         batch = await asyncio.to_thread(make_batch, step, groups, self.config, self._routed_shape(groups))

@@ -64,6 +64,7 @@ class BatchServer:
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()  # hello, published, done
         self._batches: dict[int, PackedBatch] = {}
         self._taken = 0  # highest step that a trainer has asked for
+        self.found = 0  # batches that lay ready when the trainer last asked for a new one
         self._greeted = False
         self._open = False  # between a hello and the reset that answers it nothing may be queued
         self.epoch = 0  # grows with every hello and reset: what was begun before belongs to an abandoned lineage
@@ -141,7 +142,8 @@ class BatchServer:
 
     def _take(self, identity: bytes, request: dict[str, Any]) -> None:
         self._waiting[identity] = request
-        self._taken = max(self._taken, request["step"])
+        if request["step"] > self._taken:
+            self.found, self._taken = self.queued, request["step"]
         for old in [step for step in self._batches if step < request["step"]]:
             del self._batches[old]
 

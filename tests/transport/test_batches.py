@@ -74,6 +74,7 @@ def test_the_queue_is_bounded_and_a_dead_trainers_batch_is_given_again(address):
         with pytest.raises(asyncio.QueueFull):
             await server.offer(batch(2), server.epoch)
         assert (await in_thread(lambda: first.next(1))).step == 1
+        assert server.found == 1
         assert not server.full(), "a batch that a trainer has taken no longer counts"
         before = server.epoch
         await server.offer(batch(2), before)
@@ -90,6 +91,7 @@ def test_the_queue_is_bounded_and_a_dead_trainers_batch_is_given_again(address):
         assert not asking.done() and not server.full()
         await server.offer(batch(1), server.epoch)
         assert (await asking).step == 1
+        assert server.found == 1, "asking for the same batch again finds nothing new"
         farewell = in_thread(second.done)
         await heard(server, 3)
         await farewell
