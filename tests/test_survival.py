@@ -65,6 +65,21 @@ def test_a_killed_supervisor_leaves_nothing_behind_and_the_same_command_goes_on(
     finish(process, run_dir)
 
 
+def test_ctrl_c_saves_the_step_in_hand_and_the_same_command_goes_on(tmp_path):
+    run_dir = tmp_path / "run"
+    for moment in (1, 5):
+        process = start(run_dir, *SMALL)
+        at_step(run_dir, moment)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1 and "finished and saved" in said(run_dir)
+        assert not any(pid_of(role, run_dir) for role in ROLES)
+        saved = max(int(path.name) for path in (run_dir / "checkpoints").iterdir())
+        assert saved == steps_done(run_dir) < STEPS, "every step that was logged is saved"
+    process = start(run_dir, *SMALL)
+    finish(process, run_dir)
+    assert [row["step"] for row in read_metrics(run_dir) if row["role"] == "trainer"] == list(range(1, STEPS + 1))
+
+
 def test_a_synchronous_run_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path):
     sync = (*SMALL, "--config.orchestrator.max_off_policy_steps=0", "--config.sampler.deterministic=True")
     runs = [tmp_path / "unbroken", tmp_path / "broken"]
