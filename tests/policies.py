@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.config import TRAITS, ModelConfig
+from intellect_jax.models.rope_scaling import RopeScaling
 from intellect_jax.models.transformer import abstract_params
 
 SMALL = ModelConfig(
@@ -26,8 +27,14 @@ SMALL = ModelConfig(
     first_k_dense_replace=1,
 )
 
+
+def of_family(family: str, **changes: Any) -> ModelConfig:
+    """SMALL as another family."""
+    return dataclasses.replace(SMALL, **{"family": family, "attention_bias": False, **TRAITS[family], **changes})
+
+
 # Each turns something else on or off; names are test ids.
-CONFIGS: dict[str, ModelConfig] = {
+GLM4_MOE = {
     name: dataclasses.replace(SMALL, **changes)
     for name, changes in {
         "plain": {},
@@ -42,8 +49,39 @@ CONFIGS: dict[str, ModelConfig] = {
         "two_dense": {"first_k_dense_replace": 2, "num_key_value_heads": 1},
         "all_dense": {"first_k_dense_replace": 3},
         "rope": {"partial_rotary_factor": 1.0, "rope_theta": 1e6, "rms_norm_eps": 1e-3, "head_dim": 8},
+        "yarn": {"rope_scaling": RopeScaling("yarn", 4.0, 64)},
     }.items()
 }
+
+# Contexts so short that their scaling touches every part of the few frequencies there are.
+LLAMA3 = RopeScaling("llama3", 8.0, 64, low_freq_factor=1.0, high_freq_factor=4.0)
+LINEAR = RopeScaling("linear", 3.0)
+YARN = RopeScaling("yarn", 4.0, 64, beta_fast=6.0, beta_slow=0.5, mscale=1.0, mscale_all_dim=0.5, truncate=False)
+
+OTHERS = {
+    f"{family}_{name}".removesuffix("_"): of_family(family, **changes)
+    for family, variants in {
+        "qwen3_moe": {
+            "": {},
+            "sparse_step": {"num_hidden_layers": 5, "decoder_sparse_step": 2, "tie_word_embeddings": True},
+            "mlp_only": {"num_hidden_layers": 5, "mlp_only_layers": (1, 3, 4), "norm_topk_prob": False},
+            "bias_yarn": {"attention_bias": True, "rope_scaling": RopeScaling("yarn", 2.0, 32, attention_factor=1.3)},
+        },
+        "qwen3": {
+            "": {"head_dim": 8},
+            "tied_bias": {"tie_word_embeddings": True, "attention_bias": True},
+            "yarn": {"rope_scaling": YARN, "rms_norm_eps": 1e-3},
+        },
+        "llama": {
+            "": {"head_dim": 8, "num_key_value_heads": 4},
+            "tied_linear": {"tie_word_embeddings": True, "rope_scaling": LINEAR},
+            "llama3": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+            "bias": {"attention_bias": True, "num_key_value_heads": 1},
+        },
+    }.items()
+    for name, changes in variants.items()
+}
+CONFIGS: dict[str, ModelConfig] = {**GLM4_MOE, **OTHERS}
 
 
 def random_params(cfg: ModelConfig, seed: int = 0) -> dict[str, Any]:
