@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from intellect_jax.models.config import TRAITS, ModelConfig
 from intellect_jax.models.rope_scaling import RopeScaling
-from intellect_jax.models.transformer import abstract_params
+from intellect_jax.models.transformer import abstract_params, forward, logits
 
 SMALL = ModelConfig(
     vocab_size=96,
@@ -105,3 +107,30 @@ def assert_trees_equal(a: Any, b: Any) -> None:
     assert structure_a == structure_b
     for x, y in zip(map(np.asarray, leaves_a), map(np.asarray, leaves_b), strict=True):
         assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def logits_function(cfg: ModelConfig) -> Callable[..., jax.Array]:
+    """A compiled function of parameters, and tokens, positions, segment ids [B, S]: float32 logits [B, S, V]."""
+
+    def compute(params, tokens, positions, segment_ids):
+        return logits(params, cfg, forward(params, cfg, tokens, positions, segment_ids).hidden)
+
+    return jax.jit(compute)
+
+
+def loss_and_gradients(cfg: ModelConfig) -> Callable[..., tuple[jax.Array, Any]]:
+    """A compiled function of parameters, tokens and targets [B, S]: mean cross-entropy and its gradients."""
+    compute = logits_function(cfg)
+
+    def loss(params, tokens, targets):
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        logprobs = jax.nn.log_softmax(compute(params, tokens, positions, jnp.ones_like(tokens)))
+        return -jnp.take_along_axis(logprobs, targets[..., None], axis=-1).mean()
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def relative_error(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """L2 norm of the difference, relative to ``theirs``; 0 where both are 0."""
+    difference = float(np.linalg.norm(mine - theirs))
+    return difference / float(np.linalg.norm(theirs)) if difference else 0.0
