@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from ml_collections import ConfigDict, config_dict
 
 from intellect_jax import config_rules
+from intellect_jax.models.config import TRAITS
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,12 @@ SCHEMA: dict[str, Any] = {
     },
     "model": {
         "path": Key("", "Hugging Face folder to start from; empty: fresh weights of the shape below"),
-        "family": Key("glm4_moe", "architecture of fresh weights (a Hugging Face model_type)", one_of("glm4_moe")),
+        "family": Key(
+            "glm4_moe",
+            "architecture of fresh weights (a Hugging Face model_type); it has the last word on what it fixes, "
+            "such as use_qk_norm",
+            one_of(*TRAITS),
+        ),
         "vocab_size": Key(0, "rows of the embedding; 0: the tokenizer's size", at_least(0)),
         "hidden_size": Key(128, "width of the residual stream", at_least(1)),
         "num_hidden_layers": Key(4, "decoder layers", at_least(1)),

@@ -31,7 +31,8 @@ def parameter_count(cfg: ModelConfig) -> int:
     """Parameters of the whole policy; layers of a kind are equal, so one of each is counted."""
 
     def count(layers: int, dense: int) -> int:
-        small = replace(cfg, num_hidden_layers=layers, first_k_dense_replace=dense)
+        plain = replace(cfg, decoder_sparse_step=1, mlp_only_layers=())
+        small = replace(plain, num_hidden_layers=layers, first_k_dense_replace=dense)
         return sum(prod(entry.shape) for entry in families.of(cfg).entries(small))
 
     rest = count(0, 0)

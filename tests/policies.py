@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from intellect_jax.models.config import ModelConfig
-from intellect_jax.models.transformer import abstract_params
+from intellect_jax.models.config import TRAITS, ModelConfig
+from intellect_jax.models.rope_scaling import RopeScaling
+from intellect_jax.models.transformer import abstract_params, forward, logits
 
 SMALL = ModelConfig(
     vocab_size=96,
@@ -26,8 +29,14 @@ SMALL = ModelConfig(
     first_k_dense_replace=1,
 )
 
+
+def of_family(family: str, **changes: Any) -> ModelConfig:
+    """SMALL as another family."""
+    return dataclasses.replace(SMALL, **{"family": family, "attention_bias": False, **TRAITS[family], **changes})
+
+
 # Each turns something else on or off; names are test ids.
-CONFIGS: dict[str, ModelConfig] = {
+GLM4_MOE = {
     name: dataclasses.replace(SMALL, **changes)
     for name, changes in {
         "plain": {},
@@ -42,8 +51,39 @@ CONFIGS: dict[str, ModelConfig] = {
         "two_dense": {"first_k_dense_replace": 2, "num_key_value_heads": 1},
         "all_dense": {"first_k_dense_replace": 3},
         "rope": {"partial_rotary_factor": 1.0, "rope_theta": 1e6, "rms_norm_eps": 1e-3, "head_dim": 8},
+        "yarn": {"rope_scaling": RopeScaling("yarn", 4.0, 64)},
     }.items()
 }
+
+# Contexts so short that their scaling touches every part of the few frequencies there are.
+LLAMA3 = RopeScaling("llama3", 8.0, 64, low_freq_factor=1.0, high_freq_factor=4.0)
+LINEAR = RopeScaling("linear", 3.0)
+YARN = RopeScaling("yarn", 4.0, 64, beta_fast=6.0, beta_slow=0.5, mscale=1.0, mscale_all_dim=0.5, truncate=False)
+
+OTHERS = {
+    f"{family}_{name}".removesuffix("_"): of_family(family, **changes)
+    for family, variants in {
+        "qwen3_moe": {
+            "": {},
+            "sparse_step": {"num_hidden_layers": 5, "decoder_sparse_step": 2, "tie_word_embeddings": True},
+            "mlp_only": {"num_hidden_layers": 5, "mlp_only_layers": (1, 3, 4), "norm_topk_prob": False},
+            "bias_yarn": {"attention_bias": True, "rope_scaling": RopeScaling("yarn", 2.0, 32, attention_factor=1.3)},
+        },
+        "qwen3": {
+            "": {"head_dim": 8},
+            "tied_bias": {"tie_word_embeddings": True, "attention_bias": True},
+            "yarn": {"rope_scaling": YARN, "rms_norm_eps": 1e-3},
+        },
+        "llama": {
+            "": {"head_dim": 8, "num_key_value_heads": 4},
+            "tied_linear": {"tie_word_embeddings": True, "rope_scaling": LINEAR},
+            "llama3": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+            "bias": {"attention_bias": True, "num_key_value_heads": 1},
+        },
+    }.items()
+    for name, changes in variants.items()
+}
+CONFIGS: dict[str, ModelConfig] = {**GLM4_MOE, **OTHERS}
 
 
 def random_params(cfg: ModelConfig, seed: int = 0) -> dict[str, Any]:
@@ -67,3 +107,30 @@ def assert_trees_equal(a: Any, b: Any) -> None:
     assert structure_a == structure_b
     for x, y in zip(map(np.asarray, leaves_a), map(np.asarray, leaves_b), strict=True):
         assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def logits_function(cfg: ModelConfig) -> Callable[..., jax.Array]:
+    """A compiled function of parameters, and tokens, positions, segment ids [B, S]: float32 logits [B, S, V]."""
+
+    def compute(params, tokens, positions, segment_ids):
+        return logits(params, cfg, forward(params, cfg, tokens, positions, segment_ids).hidden)
+
+    return jax.jit(compute)
+
+
+def loss_and_gradients(cfg: ModelConfig) -> Callable[..., tuple[jax.Array, Any]]:
+    """A compiled function of parameters, tokens and targets [B, S]: mean cross-entropy and its gradients."""
+    compute = logits_function(cfg)
+
+    def loss(params, tokens, targets):
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        logprobs = jax.nn.log_softmax(compute(params, tokens, positions, jnp.ones_like(tokens)))
+        return -jnp.take_along_axis(logprobs, targets[..., None], axis=-1).mean()
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def relative_error(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """L2 norm of the difference, relative to ``theirs``; 0 where both are 0."""
+    difference = float(np.linalg.norm(mine - theirs))
+    return difference / float(np.linalg.norm(theirs)) if difference else 0.0

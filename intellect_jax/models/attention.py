@@ -1,4 +1,7 @@
-"""Grouped-query self-attention with optional biases, QK norm and partial RoPE (HF: Glm4MoeAttention)."""
+"""Grouped-query self-attention with optional biases, QK norm and (partial) RoPE.
+
+HF: Glm4MoeAttention, Qwen3Attention, Qwen3MoeAttention, LlamaAttention.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class Attention(nnx.Module):
         self.q = Linear(rngs, (d, h, c), ("embed", "heads", "head_dim"), std, bias)
         self.k = Linear(rngs, (d, kv, c), ("embed", "kv_heads", "head_dim"), std, bias)
         self.v = Linear(rngs, (d, kv, c), ("embed", "kv_heads", "head_dim"), std, bias)
-        self.o = Linear(rngs, (h, c, d), ("heads", "head_dim", "embed"), std, contract=2)
+        out_bias = int(cfg.attention_bias and cfg.attention_output_bias)
+        self.o = Linear(rngs, (h, c, d), ("heads", "head_dim", "embed"), std, out_bias, contract=2)
         if cfg.use_qk_norm:
             self.q_norm = RMSNorm(c, cfg.rms_norm_eps)
             self.k_norm = RMSNorm(c, cfg.rms_norm_eps)

@@ -3,13 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from intellect_jax.models.rope_scaling import RopeScaling
+
+_DENSE: dict[str, Any] = {
+    "router": "none",
+    "moe_intermediate_size": 0,
+    "n_routed_experts": 0,
+    "num_experts_per_tok": 0,
+    "n_shared_experts": 0,
+    "first_k_dense_replace": 0,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+    "partial_rotary_factor": 1.0,
+    "attention_output_bias": True,
+}
+
+# What an architecture fixes, whatever a checkpoint's config.json or the ``model`` section says.
+TRAITS: dict[str, dict[str, Any]] = {
+    "glm4_moe": {"router": "sigmoid", "attention_output_bias": False},
+    "qwen3_moe": {
+        "router": "softmax",
+        "use_qk_norm": True,
+        "n_shared_experts": 0,
+        "first_k_dense_replace": 0,
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
+        "partial_rotary_factor": 1.0,
+        "attention_output_bias": True,
+    },
+    "qwen3": {**_DENSE, "use_qk_norm": True},
+    "llama": {**_DENSE, "use_qk_norm": False},
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Hashable description of a decoder-only transformer; see ``config.model`` for the meaning of each field."""
+    """Hashable description of a decoder-only transformer; see ``config.model`` for the meaning of most fields.
+
+    ``router``: sigmoid scores with a selection bias, softmax scores, or none (every layer is dense).
+    ``attention_output_bias``: where there is ``attention_bias``, the output projection has one too.
+    Layer i has a dense MLP when i < ``first_k_dense_replace``, when it is one of ``mlp_only_layers``, or when i + 1 is
+    not a multiple of ``decoder_sparse_step``; otherwise it is a mixture of experts.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -35,14 +77,30 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 512
     initializer_range: float = 0.02
+    family: str = "glm4_moe"
+    router: str = "sigmoid"
+    attention_output_bias: bool = False
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] = ()
+    rope_scaling: RopeScaling | None = None
+
+    @property
+    def moe_pattern(self) -> tuple[bool, ...]:
+        """For every layer in order: is it a mixture of experts."""
+        return tuple(self._is_moe(i) for i in range(self.num_hidden_layers))
+
+    def _is_moe(self, layer: int) -> bool:
+        if self.router == "none" or layer < self.first_k_dense_replace or layer in self.mlp_only_layers:
+            return False
+        return (layer + 1) % self.decoder_sparse_step == 0
 
     @property
     def num_dense_layers(self) -> int:
-        return min(self.first_k_dense_replace, self.num_hidden_layers)
+        return self.num_hidden_layers - self.num_moe_layers
 
     @property
     def num_moe_layers(self) -> int:
-        return self.num_hidden_layers - self.num_dense_layers
+        return sum(self.moe_pattern)
 
     @property
     def rotary_dim(self) -> int:
@@ -52,6 +110,6 @@ class ModelConfig:
     @classmethod
     def from_config(cls, model: ConfigDict, vocab_size: int) -> ModelConfig:
         """From the ``model`` section; ``vocab_size`` is used where the section leaves it to the tokenizer (0)."""
-        values = {f.name: model[f.name] for f in fields(cls)}
+        values = {f.name: model[f.name] for f in fields(cls) if f.name in model}
         values["vocab_size"] = model.vocab_size or vocab_size
-        return cls(**values)
+        return cls(**{**values, **TRAITS[model.family]})

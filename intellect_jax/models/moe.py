@@ -1,4 +1,5 @@
-"""Mixture of experts with a sigmoid router (HF: Glm4MoeMoE; DeepSeek-V3, arXiv 2412.19437, section 2.1)."""
+"""Mixture of experts with a sigmoid router (HF: Glm4MoeMoE; DeepSeek-V3, arXiv 2412.19437, section 2.1) or a softmax
+router (HF: Qwen3MoeSparseMoeBlock)."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ from intellect_jax.models.layers import MLP, constant, param
 
 
 class Router(nnx.Module):
-    """Chooses experts in float32: sigmoid scores, a bias that counts for selection only, grouped top-k."""
+    """Chooses experts in float32. sigmoid: each expert scored by itself, and a bias that counts for selection only,
+    grouped top-k; softmax: probabilities over all experts, top-k."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.kernel = param(rngs, (cfg.hidden_size, cfg.n_routed_experts), ("embed", "router"), cfg.initializer_range)
-        self.bias = constant(0.0, (cfg.n_routed_experts,), ("router",))
+        if cfg.router == "sigmoid":
+            self.bias = constant(0.0, (cfg.n_routed_experts,), ("router",))
         self.cfg = cfg
 
     def __call__(
@@ -25,8 +28,10 @@ class Router(nnx.Module):
     ) -> tuple[Int[Array, "t k"], Float[Array, "t k"]]:
         """Expert ids and weights; where ``replay`` is not -1 its experts are taken, weighted by today's scores."""
         cfg = self.cfg
-        scores = jax.nn.sigmoid(x.astype(jnp.float32) @ self.kernel.get_value())
-        ids = self._select(jax.lax.stop_gradient(scores) + jax.lax.stop_gradient(self.bias.get_value()))
+        logits = x.astype(jnp.float32) @ self.kernel.get_value()
+        scores = jax.nn.sigmoid(logits) if cfg.router == "sigmoid" else jax.nn.softmax(logits)
+        bias = self.bias.get_value() if hasattr(self, "bias") else 0.0
+        ids = self._select(jax.lax.stop_gradient(scores + bias))
         if replay is not None:
             ids = jnp.where(replay >= 0, replay.astype(ids.dtype), ids)
         weights = jnp.take_along_axis(scores, ids, axis=-1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.rope_scaling import frequencies
 
-def rotation(positions: Int[Array, "b s"], rotary_dim: int, theta: float) -> tuple[Array, Array]:
+
+def rotation(positions: Int[Array, "b s"], cfg: ModelConfig) -> tuple[Array, Array]:
     """cos and sin, each float32 [B, S, rotary_dim / 2]."""
-    exponents = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim
-    angles = positions[..., None].astype(jnp.float32) * (1.0 / theta**exponents)
-    return jnp.cos(angles), jnp.sin(angles)
+    radians, factor = frequencies(cfg.rotary_dim, cfg.rope_theta, cfg.rope_scaling)
+    angles = positions[..., None].astype(jnp.float32) * radians
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def rotate(x: Float[Array, "b s h c"], cos: Array, sin: Array) -> Float[Array, "b s h c"]:

@@ -1,14 +1,17 @@
 """The policy: embedding, scanned decoder layers, head; as plain functions of a parameter dict.
 
 NNX modules define the parameters and their logical axes. Outside this file parameters are a nested dict of arrays, with
-layers stacked on their first axis: ``dense_layers`` then ``moe_layers``, so that 46 layers compile as fast as 2.
+layers stacked on their first axis: all dense ones in ``dense_layers``, all mixtures of experts in ``moe_layers``. They
+are scanned in repeated blocks (see layout.py), so that 46 layers compile as fast as 2.
 
 Shape suffixes: B batch, S sequence, D embed, V vocabulary, L MoE layers, N all layers, K key/value heads, C head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +23,7 @@ from intellect_jax.kernels.attention import cache_mask, packed_mask
 from intellect_jax.models.attention import Attention
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.layers import MLP, Linear, RMSNorm, param, rms_norm
+from intellect_jax.models.layout import STACKS, Block, blocks
 from intellect_jax.models.moe import MoE
 from intellect_jax.models.rope import rotation
 
@@ -64,16 +68,12 @@ class Transformer(nnx.Module):
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         std = cfg.initializer_range
         self.embed = nnx.Dict(weight=param(rngs, (cfg.vocab_size, cfg.hidden_size), ("vocab", "embed"), std))
-        for name, count, moe in _stacks(cfg):
-            setattr(self, name, _stacked_layers(cfg, count, moe, rngs))
+        for moe, count in ((False, cfg.num_dense_layers), (True, cfg.num_moe_layers)):
+            if count:
+                setattr(self, STACKS[moe], _stacked_layers(cfg, count, moe, rngs))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, "embed_norm")
         if not cfg.tie_word_embeddings:
             self.head = Linear(rngs, (cfg.hidden_size, cfg.vocab_size), ("embed", "vocab"), std)
-
-
-def _stacks(cfg: ModelConfig) -> list[tuple[str, int, bool]]:
-    stacks = [("dense_layers", cfg.num_dense_layers, False), ("moe_layers", cfg.num_moe_layers, True)]
-    return [stack for stack in stacks if stack[1] > 0]
 
 
 def _stacked_layers(cfg: ModelConfig, count: int, moe: bool, rngs: nnx.Rngs) -> DecoderLayer:
@@ -148,28 +148,66 @@ def forward(
 ) -> Forward:
     """Runs packed rows. ``replay`` fixes each token's experts where it is not -1."""
     x = params["embed"]["weight"].astype(compute_dtype)[tokens]
-    cos_sin = rotation(positions, cfg.rotary_dim, cfg.rope_theta)
-    mask = packed_mask(segment_ids)
+    layer = partial(_packed_layer, cfg, *rotation(positions, cfg), packed_mask(segment_ids))
+    run = jax.checkpoint(layer, prevent_cse=False, static_argnums=0) if remat else layer
+    per_layer = None if replay is None else jnp.moveaxis(replay, 2, 0)
     ids, kv = [], []
-    for name, count, moe in _stacks(cfg):
-        body = partial(_packed_layer, cfg, moe, *cos_sin, mask)
-        per_layer = jnp.moveaxis(replay, 2, 0) if moe and replay is not None else None
-        scanned = jax.checkpoint(body, prevent_cse=False) if remat else body
-        x, (layer_ids, layer_kv) = jax.lax.scan(scanned, x, (params[name], per_layer), length=count)
-        kv.append(layer_kv)
-        if moe:
-            ids.append(jnp.moveaxis(layer_ids, 0, 2))
-    routed = ids[0] if ids else jnp.zeros((*tokens.shape, 0, cfg.num_experts_per_tok), jnp.int16)
+    for block in blocks(cfg):
+        body = partial(_packed_block, run, block.kinds)
+        x, (block_ids, block_kv) = jax.lax.scan(body, x, _scanned(params, per_layer, block), length=block.repeats)
+        ids += [_in_order(block_ids)] if block_ids else []
+        kv.append([_in_order(arrays) for arrays in zip(*block_kv, strict=True)])
+    keys, values = (jnp.concatenate(arrays) for arrays in zip(*kv, strict=True))
     hidden = rms_norm(x, params["norm"]["scale"], cfg.rms_norm_eps)
-    return Forward(hidden, routed, jax.tree.map(lambda *a: jnp.concatenate(a), *kv))
+    return Forward(hidden, _routed(ids, cfg, tokens.shape), (keys, values))
 
 
-def _packed_layer(cfg, moe, cos, sin, mask, x, layer):
-    params, replay = layer
-    block = _layer(cfg, moe, params)
-    attended, kv = block.attention.packed(block.input_norm(x), cos, sin, mask)
-    x, ids = block.feed_forward(x + attended, replay)
+def _packed_block(run, kinds, x, scanned):
+    """The layers ``kinds`` once: expert ids of the MoE layers, keys and values of all layers."""
+    stacks, replay = scanned
+    ids, kv = [], []
+    for moe, params, at in _members(kinds, stacks):
+        x, layer_ids, layer_kv = run(moe, params, x, replay[at] if moe and replay is not None else None)
+        ids += [layer_ids] if moe else []
+        kv.append(layer_kv)
     return x, (ids, kv)
+
+
+def _packed_layer(cfg, cos, sin, mask, moe, params, x, replay):
+    layer = _layer(cfg, moe, params)
+    attended, kv = layer.attention.packed(layer.input_norm(x), cos, sin, mask)
+    x, ids = layer.feed_forward(x + attended, replay)
+    return x, ids, kv
+
+
+def _scanned(params: Params, per_moe_layer: Array | None, block: Block) -> tuple[dict[bool, Params], Array | None]:
+    """The block's share of the stacks, and of what each MoE layer gets, as [repeats, layers of the kind, ...]."""
+
+    def share(stacked: Array, moe: bool) -> Array:
+        each, start = block.kinds.count(moe), block.offsets[moe]
+        return stacked[start : start + block.repeats * each].reshape(block.repeats, each, *stacked.shape[1:])
+
+    stacks = {moe: jax.tree.map(partial(share, moe=moe), params[STACKS[moe]]) for moe in sorted(set(block.kinds))}
+    return stacks, None if per_moe_layer is None else share(per_moe_layer, True)
+
+
+def _members(kinds: tuple[bool, ...], stacks: dict[bool, Params]) -> Iterator[tuple[bool, Params, int]]:
+    """(is it MoE, parameters, index among its kind) of every layer of one repetition."""
+    for i, moe in enumerate(kinds):
+        at = kinds[:i].count(moe)
+        yield moe, jax.tree.map(itemgetter(at), stacks[moe]), at
+
+
+def _in_order(arrays: Sequence[Array]) -> Array:
+    """Each [repeats, ...], one for every layer of a block → [layers, ...] in the order of the layers."""
+    stacked = jnp.stack(arrays, axis=1)
+    return stacked.reshape(-1, *stacked.shape[2:])
+
+
+def _routed(ids: list[Array], cfg: ModelConfig, shape: tuple[int, ...]) -> Array:
+    """Expert ids [*shape, L, K] of blocks [L, *shape, K]."""
+    none = jnp.zeros((0, *shape, cfg.num_experts_per_tok), jnp.int16)
+    return jnp.moveaxis(jnp.concatenate([none, *ids]), 0, len(shape))
 
 
 def init_cache(cfg: ModelConfig, slots: int, max_len: int, dtype: jnp.dtype) -> Cache:
@@ -188,29 +226,35 @@ def decode(
 ) -> tuple[Float[Array, "b d"], Cache, Int[Array, "b l k"]]:
     """One token in every slot: writes the cache at ``positions`` and attends to entries up to there."""
     x = params["embed"]["weight"].astype(compute_dtype)[tokens][:, None]
-    cos_sin = rotation(positions[:, None], cfg.rotary_dim, cfg.rope_theta)
     mask = cache_mask(positions[:, None], cache.k.shape[2])
-    first, ids = 0, []
-    for name, count, moe in _stacks(cfg):
-        body = partial(_cached_layer, cfg, moe, *cos_sin, mask, positions)
-        indices = first + jnp.arange(count)
-        (x, *kv), layer_ids = jax.lax.scan(body, (x, *cache), (params[name], indices), length=count)
-        cache, first = Cache(*kv), first + count
-        if moe:
-            ids.append(jnp.moveaxis(layer_ids, 0, 1))
-    routed = ids[0] if ids else jnp.zeros((tokens.shape[0], 0, cfg.num_experts_per_tok), jnp.int16)
+    run = partial(_cached_layer, cfg, *rotation(positions[:, None], cfg), mask, positions)
+    ids = []
+    for block in blocks(cfg):
+        body = partial(_cached_block, run, block.kinds)
+        firsts = block.first + len(block.kinds) * jnp.arange(block.repeats)
+        scanned = (_scanned(params, None, block)[0], firsts)
+        (x, cache), block_ids = jax.lax.scan(body, (x, cache), scanned, length=block.repeats)
+        ids += [_in_order(block_ids)] if block_ids else []
     hidden = rms_norm(x, params["norm"]["scale"], cfg.rms_norm_eps)
-    return hidden[:, 0], cache, routed
+    return hidden[:, 0], cache, _routed(ids, cfg, tokens.shape)
 
 
-def _cached_layer(cfg, moe, cos, sin, mask, positions, carry, layer):
-    (x, cache_k, cache_v), (params, index) = carry, layer
-    block = _layer(cfg, moe, params)
-    attended, cache_k, cache_v = block.attention.cached(
-        block.input_norm(x), cos, sin, mask, cache_k, cache_v, index, positions
-    )
-    x, ids = block.feed_forward(x + attended, None)
-    return (x, cache_k, cache_v), None if ids is None else ids[:, 0]
+def _cached_block(run, kinds, carry, scanned):
+    """The layers ``kinds`` once, the first of them layer ``first`` of the cache; expert ids of the MoE layers."""
+    (x, cache), (stacks, first) = carry, scanned
+    ids = []
+    for i, (moe, params, _) in enumerate(_members(kinds, stacks)):
+        x, cache, layer_ids = run(moe, params, x, cache, first + i)
+        ids += [layer_ids] if moe else []
+    return (x, cache), ids
+
+
+def _cached_layer(cfg, cos, sin, mask, positions, moe, params, x, cache, index):
+    layer = _layer(cfg, moe, params)
+    normed = layer.input_norm(x)
+    attended, *kv = layer.attention.cached(normed, cos, sin, mask, cache.k, cache.v, index, positions)
+    x, ids = layer.feed_forward(x + attended, None)
+    return x, Cache(*kv), None if ids is None else ids[:, 0]
 
 
 def logits(params: Params, cfg: ModelConfig, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:

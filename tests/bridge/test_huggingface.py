@@ -150,11 +150,11 @@ def write_config(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: glm4_moe"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: glm4_moe, qwen3_moe, qwen3, llama"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config="),
-        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_type='yarn' is not supported"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4}}, "rope_type='dynamic' is not supported"),
         ({"hidden_size": ...}, "lacks hidden_size"),
     ],
 )

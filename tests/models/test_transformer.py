@@ -6,7 +6,10 @@ import pytest
 from intellect_jax.models.transformer import decode, forward, init_cache, init_params, logits, param_axes
 from tests.policies import CONFIGS, SMALL, random_params
 
-CHOSEN = ["plain", "grouped_scaled", "no_shared", "tied_without_bias", "all_dense"]
+CHOSEN = [
+    *("plain", "grouped_scaled", "tied_without_bias", "all_dense"),
+    *("qwen3_moe_sparse_step", "qwen3_moe_mlp_only", "qwen3_yarn", "llama_bias"),
+]
 
 
 def policy(cfg):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from intellect_jax.bridge.families import glm4_moe
+from intellect_jax.bridge.families import glm4_moe, llama, qwen3, qwen3_moe
 from intellect_jax.models.config import ModelConfig
 
-FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (glm4_moe,)}
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (glm4_moe, qwen3_moe, qwen3, llama)}
 
 
 def named(model_type: str) -> ModuleType:
@@ -19,4 +19,4 @@ def named(model_type: str) -> ModuleType:
 
 def of(cfg: ModelConfig) -> ModuleType:
     """The family whose checkpoints hold a policy of this shape."""
-    return glm4_moe
+    return FAMILIES[cfg.family]

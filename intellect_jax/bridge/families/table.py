@@ -6,13 +6,14 @@ stacked over layers and experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.layout import STACKS
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,18 @@ class At:
         return Entry(*place, shape, (prod(shape),), float32=float32)
 
 
+def decoder(cfg: ModelConfig, moe: Callable[[At, ModelConfig], Iterator[Entry]] | None = None) -> Iterator[Entry]:
+    """Every tensor of a decoder whose mixture-of-experts MLPs have the tensors ``moe(at, cfg)``."""
+    yield from embeddings(cfg)
+    for is_moe, layer in layers(cfg):
+        yield from attention(layer, cfg)
+        if is_moe:
+            assert moe is not None, "a family without mixtures of experts has router='none'"
+            yield from moe(layer.below("mlp.", "moe"), cfg)
+        else:
+            yield from mlp(layer.below("mlp.", "mlp"), cfg.hidden_size, cfg.intermediate_size)
+
+
 def embeddings(cfg: ModelConfig) -> Iterator[Entry]:
     """Embedding, final norm and, unless tied, the head."""
     rows = (cfg.vocab_size, cfg.hidden_size)
@@ -78,12 +91,10 @@ def embeddings(cfg: ModelConfig) -> Iterator[Entry]:
 
 def layers(cfg: ModelConfig) -> Iterator[tuple[bool, At]]:
     """(is it a MoE layer, its place) for every decoder layer, in order."""
-    for i in range(cfg.num_hidden_layers):
-        here = At(f"model.layers.{i}.")
-        if i < cfg.num_dense_layers:
-            yield False, here.below("", "dense_layers").stacked(i, cfg.num_dense_layers)
-        else:
-            yield True, here.below("", "moe_layers").stacked(i - cfg.num_dense_layers, cfg.num_moe_layers)
+    pattern = cfg.moe_pattern
+    for i, moe in enumerate(pattern):
+        at = pattern[:i].count(moe)
+        yield moe, At(f"model.layers.{i}.").below("", STACKS[moe]).stacked(at, pattern.count(moe))
 
 
 def attention(at: At, cfg: ModelConfig) -> Iterator[Entry]:
@@ -100,6 +111,8 @@ def attention(at: At, cfg: ModelConfig) -> Iterator[Entry]:
         if cfg.use_qk_norm and side != "v":
             yield inner.vector(f"{side}_norm.weight", (f"{side}_norm", "scale"), (cfg.head_dim,))
     yield inner.linear("o_proj.weight", ("o", "kernel"), (cfg.num_attention_heads, cfg.head_dim), embed)
+    if cfg.attention_bias and cfg.attention_output_bias:
+        yield inner.vector("o_proj.bias", ("o", "bias"), embed)
 
 
 def mlp(at: At, hidden: int, width: int) -> Iterator[Entry]:
@@ -109,9 +122,10 @@ def mlp(at: At, hidden: int, width: int) -> Iterator[Entry]:
     yield at.linear("down_proj.weight", ("down", "kernel"), (width,), (hidden,))
 
 
-def experts(at: At, cfg: ModelConfig) -> Iterator[Entry]:
-    """The routed experts under per-expert names, as in published checkpoints."""
+def routed_experts(at: At, cfg: ModelConfig) -> Iterator[Entry]:
+    """The router's kernel and its experts under per-expert names, as in published checkpoints."""
     hidden, width = (cfg.hidden_size,), (cfg.moe_intermediate_size,)
+    yield at.linear("gate.weight", ("router", "kernel"), hidden, (cfg.n_routed_experts,))
     for i in range(cfg.n_routed_experts):
         one = at.below(f"experts.{i}.", "experts").stacked(i, cfg.n_routed_experts)
         yield one.linear("gate_proj.weight", ("gate",), hidden, width)
