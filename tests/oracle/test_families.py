@@ -72,7 +72,7 @@ def packed_with_the_next(tokens, mask):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_equal_transformers(name, exported, record_property):
+def test_logits_equal_transformers(name, exported):
     params, cfg = load_pretrained_params(exported / name / "model")
     assert cfg == CONFIGS[name]
     tokens, mask = inputs()["tokens"], inputs()["mask"]
@@ -92,19 +92,19 @@ def test_logits_equal_transformers(name, exported, record_property):
     mine = np.asarray(compute(params, packed_tokens, positions, segments))
     first, second = mine[segments == 1], np.roll(theirs["masked"], -1, axis=0)[np.roll(real, -1, axis=0)]
     packed = max(np.abs(first - theirs["masked"][real]).max(), np.abs(mine[segments == 2] - second).max())
-    record_property("logits", f"{name}: plain {plain:.1e}, padded {padded:.1e}, packed {packed:.1e}")
+    print(f"{name}: plain {plain:.1e}, padded {padded:.1e}, packed {packed:.1e}")
     assert max(plain, padded, packed) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_equal_autograd(name, exported, record_property):
+def test_gradients_equal_autograd(name, exported):
     cfg, data, theirs = CONFIGS[name], inputs(), np.load(exported / name / "out.npz")
     params = jax.device_put(random_params(cfg))
     loss, gradients = loss_and_gradients(cfg)(params, data["tokens"], data["targets"])
     np.testing.assert_allclose(loss, theirs["loss"], rtol=1e-5)
     mine = {f"grad/{tensor}": value for tensor, value in to_hf(gradients, cfg) if "score_correction" not in tensor}
-    assert mine.keys() | {"grad/lm_head.weight"} >= {key for key in theirs if key.startswith("grad/")}
+    assert mine.keys() == {key for key in theirs if key.startswith("grad/")}
     errors = {tensor: relative_error(value, theirs[tensor]) for tensor, value in mine.items()}
     worst = max(errors, key=errors.__getitem__)
-    record_property("gradients", f"{name}: {errors[worst]:.1e} {worst}")
+    print(f"{name}: {errors[worst]:.1e} {worst}")
     assert errors[worst] <= TOLERANCE, worst

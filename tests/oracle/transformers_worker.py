@@ -51,7 +51,8 @@ def run(folder: Path) -> None:
 
 def gradients(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """("grad/<name>", gradient) under the names of published checkpoints."""
-    for name, parameter in model.named_parameters():
+    sized = [(name, parameter) for name, parameter in model.named_parameters() if parameter.numel()]
+    for name, parameter in sized:
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         prefix, kind = f"grad/{name}".rsplit(".", 1)
         for expert, part in enumerate(grad if kind in ("gate_up_proj", "down_proj") else ()):
