@@ -14,7 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from intellect_jax.bridge import huggingface
+from intellect_jax.bridge.huggingface import load_config
+from intellect_jax.bridge.load import load_pretrained
+from intellect_jax.bridge.policy import Policy
+from intellect_jax.bridge.source import find_folder
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import abstract_params, init_params, param_axes
@@ -43,10 +46,9 @@ class Trainer:
         """The state before any step: fresh weights, or those of ``model.path``; zero moments."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         if self.config.model.path:
-            params, _ = huggingface.load_pretrained_params(self.config.model.path)
+            params = load_pretrained(self.config.model.path, self.mesh).params
         else:
-            params = init_params(self.cfg, self.config.seed)
-        params = jax.device_put(params, shardings.params)
+            params = jax.device_put(init_params(self.cfg, self.config.seed), shardings.params)
         return TrainState(params, jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params))
 
     def step(self, state: TrainState, batch: PackedBatch, learning_rate: float) -> tuple[TrainState, dict[str, float]]:
@@ -74,8 +76,13 @@ class Trainer:
 def model_config(config: ConfigDict, run_dir: Path) -> ModelConfig:
     """The policy's shape: of ``model.path``, or of the ``model`` section with the run's tokenizer."""
     if config.model.path:
-        return huggingface.load_config(config.model.path)
+        return load_config(config.model.path)
     return ModelConfig.from_config(config.model, len(load_tokenizer(run_dir / "tokenizer")))
+
+
+def make_policy(config: ConfigDict, cfg: ModelConfig, params: Any) -> Policy:
+    """What a run exports: its parameters, with what else ``model.path`` holds."""
+    return Policy(params, cfg, find_folder(config.model.path) if config.model.path else None)
 
 
 def batch_specs(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from intellect_jax.bridge.huggingface import load_pretrained_params, save_pretrained
+from intellect_jax.bridge import Policy, load_pretrained, save_pretrained
 from intellect_jax.models.transformer import forward, logits
 from tests.policies import CONFIGS, random_params
 
@@ -42,7 +42,9 @@ def exported(tmp_path_factory, oracle_python):
     # With this seed no token's choice of experts is a tie that rounding decides (seed 1 has one among 24,576).
     tokens = np.random.default_rng(2).integers(0, 96, (SEQUENCES, LENGTH))
     for name, cfg in CONFIGS.items():
-        save_pretrained(random_params(cfg), cfg, root / name / "model", dtype="float32", max_shard_bytes=100_000)
+        save_pretrained(
+            Policy(random_params(cfg), cfg), root / name / "model", dtype="float32", max_shard_bytes=100_000
+        )
         np.savez(root / name / "in.npz", tokens=tokens, new_tokens=NEW_TOKENS)
     subprocess.run([oracle_python, WORKER, *(root / name for name in CONFIGS)], check=True, timeout=240)
     return root
@@ -50,7 +52,8 @@ def exported(tmp_path_factory, oracle_python):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_and_greedy_continuations_equal_transformers(name, exported):
-    params, cfg = load_pretrained_params(exported / name / "model")
+    policy = load_pretrained(exported / name / "model")
+    params, cfg = policy.params, policy.config
     assert cfg == CONFIGS[name]
     tokens = np.load(exported / name / "in.npz")["tokens"]
     theirs = np.load(exported / name / "out.npz")
