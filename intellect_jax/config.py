@@ -230,7 +230,8 @@ SCHEMA: dict[str, Any] = {
     },
     "checkpoint": {
         "every": Key(50, "RL steps between checkpoints (0: only at the end)", at_least(0)),
-        "keep": Key(2, "checkpoints kept", at_least(1)),
+        "keep": Key(2, "newest checkpoints kept", at_least(1)),
+        "keep_every": Key(0, "checkpoints kept besides: those of steps that this divides (0: none)", at_least(0)),
     },
     "export": {
         "enabled": Key(True, "write a Hugging Face folder when the run ends"),

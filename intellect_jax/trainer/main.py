@@ -32,7 +32,7 @@ def main(config: ConfigDict, run_dir: Path) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     compilations = CompilationCounter()
     trainer = setup.create(config, run_dir)
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
     watchdog.progress("restoring or making the state")
     started = _start(trainer, checkpoints, run_dir, lambda: bool(stop))
     if started is None:

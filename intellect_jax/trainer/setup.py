@@ -104,9 +104,9 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     mesh = make_mesh(config.parallel)
     refuse_uneven(dict(mesh.shape), config, cfg)
     optimizer = make_optimizer(config.trainer.optimizer)
-    abstract_state = _abstract_state(cfg, mesh, optimizer)
-    trainer = Trainer(config, cfg, mesh, optimizer, {}, abstract_state)
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    state = abstract_state(cfg, mesh, optimizer)
+    trainer = Trainer(config, cfg, mesh, optimizer, {}, state)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
         make_train_step(cfg, StepOptions.from_config(config), optimizer),
@@ -118,12 +118,12 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
         for microbatches in config.trainer.microbatch_buckets:
             shape, start = (microbatches, config.trainer.rows, seq), time.monotonic()
             watchdog.progress(f"compiling the step for batches {shape}")
-            trainer.programs[shape] = step.lower(abstract_state, batch_specs(config, cfg, mesh, shape), rate).compile()
+            trainer.programs[shape] = step.lower(state, batch_specs(config, cfg, mesh, shape), rate).compile()
             log.info("compiled the step for batches %s in %.1f s", shape, time.monotonic() - start)
     return trainer
 
 
-def _abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any) -> TrainState:
+def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any) -> TrainState:
     """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie."""
     params = jax.tree.map(_with_sharding, abstract_params(cfg), tree_shardings(mesh, param_axes(cfg)))
     replicated = NamedSharding(mesh, PartitionSpec())
