@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 from intellect_jax.bridge.families.table import Entry
-from intellect_jax.bridge.huggingface import entries, fused_name, is_ignored, stored_dtype
+from intellect_jax.bridge.huggingface import TreePath, entries, fused_name, is_ignored, stored_dtype
 from intellect_jax.bridge.source import Source
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.transport.safetensors_file import DTYPES, Stored
@@ -39,13 +39,21 @@ def outputs(cfg: ModelConfig, dtype: str, source: Source | None) -> list[Output]
         parts[fused if fused in stored else entry.name].append(entry)
         if cfg.tie_word_embeddings and entry.path[0] == "embed" and "lm_head.weight" in stored:
             parts["lm_head.weight"].append(entry)  # the source repeats the embedding
-    made = [_made(name, of, dtype, stored) for name, of in parts.items()]
+    made = _by_array([_made(name, of, dtype, stored) for name, of in parts.items()])
     passed = [
         Output(name, DTYPES[where.dtype], where.shape)
         for name, where in stored.items()
         if name not in parts and is_ignored(name, cfg)
     ]
     return made + passed
+
+
+def _by_array(tensors: list[Output]) -> list[Output]:
+    """The same layer by layer, where tensors of one array come together: a layer of an array is fetched once."""
+    rank: dict[tuple[TreePath, tuple[int, ...]], int] = {}
+    places = [(tensor.parts[0].path, tensor.parts[0].index[:1]) for tensor in tensors]
+    order = [rank.setdefault(place, len(rank)) for place in places]
+    return [tensor for _, tensor in sorted(zip(order, tensors, strict=True), key=lambda pair: pair[0])]
 
 
 def shards(tensors: Iterable[Output], max_bytes: int) -> list[list[Output]]:
