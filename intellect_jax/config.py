@@ -103,7 +103,7 @@ SCHEMA: dict[str, Any] = {
         "root": Key("runs", "folder that holds run directories"),
     },
     "model": {
-        "path": Key("", "Hugging Face folder to start from; empty: fresh weights of the shape below"),
+        "path": Key("", "Hugging Face folder or id to start from; empty: fresh weights of the shape below"),
         "family": Key("glm4_moe", "architecture of fresh weights (a Hugging Face model_type)", one_of("glm4_moe")),
         "vocab_size": Key(0, "rows of the embedding; 0: the tokenizer's size", at_least(0)),
         "hidden_size": Key(128, "width of the residual stream", at_least(1)),
