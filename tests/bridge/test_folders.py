@@ -194,7 +194,7 @@ def test_damaged_folders_are_refused(tmp_path):
 
 
 def test_a_hub_id_without_network_is_one_clear_line(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for load in (load_config, load_pretrained):
         with pytest.raises(
