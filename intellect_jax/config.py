@@ -104,7 +104,7 @@ SCHEMA: dict[str, Any] = {
         "root": Key("runs", "folder that holds run directories"),
     },
     "model": {
-        "path": Key("", "Hugging Face folder to start from; empty: fresh weights of the shape below"),
+        "path": Key("", "Hugging Face folder or id to start from; empty: fresh weights of the shape below"),
         "family": Key(
             "glm4_moe",
             "architecture of fresh weights (a Hugging Face model_type); it has the last word on what it fixes, "
@@ -236,7 +236,8 @@ SCHEMA: dict[str, Any] = {
     },
     "checkpoint": {
         "every": Key(50, "RL steps between checkpoints (0: only at the end)", at_least(0)),
-        "keep": Key(2, "checkpoints kept", at_least(1)),
+        "keep": Key(2, "newest checkpoints kept", at_least(1)),
+        "keep_every": Key(0, "checkpoints kept besides: those of steps that this divides (0: none)", at_least(0)),
     },
     "export": {
         "enabled": Key(True, "write a Hugging Face folder when the run ends"),

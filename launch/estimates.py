@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from math import prod
+from math import lcm, prod
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -42,12 +42,18 @@ def parameter_count(cfg: ModelConfig) -> int:
 
 def disk_bytes(config: ConfigDict, parameters: int) -> int:
     """What checkpoints, versions and the export take at most; one more of each is there while it is written."""
-    total = (config.checkpoint.keep + 1) * SAVED * parameters
+    total = (config.checkpoint.keep + 1 + _kept_besides(config)) * SAVED * parameters
     if config.trainer.max_steps:
         total += (config.weights.keep + 1) * BYTES[config.weights.dtype] * parameters
     if config.export.enabled:
         total += BYTES[config.export.dtype] * parameters
     return total
+
+
+def _kept_besides(config: ConfigDict) -> int:
+    """Checkpoints that ``checkpoint.keep_every`` holds on to by the end of the run; step 0 is one of them."""
+    every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
+    return 1 + config.trainer.max_steps // lcm(every, keep_every) if every and keep_every else 0
 
 
 def memory_bytes(config: ConfigDict, parameters: int, roles: tuple[str, ...]) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.checkpoint import Checkpoints
-from intellect_jax.bridge.huggingface import save_pretrained
+from intellect_jax.bridge.save import save_pretrained
 from intellect_jax.errors import UserError
 from intellect_jax.models.transformer import abstract_params
-from intellect_jax.trainer.setup import model_config
+from intellect_jax.trainer.setup import make_policy, model_config
 
 
 def main(config: ConfigDict, run_dir: Path, out_dir: Path, checkpoint: str = "") -> int:
@@ -25,8 +25,8 @@ def main(config: ConfigDict, run_dir: Path, out_dir: Path, checkpoint: str = "")
     checkpoints.close()
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint to export")
-    params = restored.state["params"]
-    save_pretrained(params, cfg, out_dir, dtype=config.export.dtype, tokenizer_dir=run_dir / "tokenizer")
+    policy = make_policy(config, cfg, restored.state["params"])
+    save_pretrained(policy, out_dir, dtype=config.export.dtype, tokenizer=run_dir / "tokenizer")
     print(f"step {restored.step} of {run_dir} as {config.export.dtype} in {out_dir}")
     return 0
 

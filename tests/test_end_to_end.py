@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from intellect_jax.bridge.checkpoint import Damaged, verify
-from intellect_jax.bridge.huggingface import load_pretrained_params, to_hf
+from intellect_jax.bridge.huggingface import to_hf
+from intellect_jax.bridge.load import load_pretrained
 from intellect_jax.monitor.metrics import read_metrics
 from intellect_jax.transport.weights import WeightError, WeightStore
 from intellect_jax.types import Version
@@ -86,10 +87,10 @@ def test_the_sampler_generates_while_the_trainer_steps(finished):
 
 
 def test_the_export_is_the_last_published_version(finished):
-    params, cfg = load_pretrained_params(finished[0] / "export")
+    policy = load_pretrained(finished[0] / "export")
     store = WeightStore(finished[0] / "weights")
     published = store.read(store.manifest_path(Version(0, 4)))
-    for name, tensor in to_hf(params, cfg, "float32"):
+    for name, tensor in to_hf(policy.params, policy.config, "float32"):
         np.testing.assert_array_equal(tensor, published[name], err_msg=name)
 
 

@@ -42,14 +42,16 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints under ``folder``; saving is asynchronous, the newest ``keep`` stay.
+    """The checkpoints under ``folder``; saving is asynchronous. The newest ``keep`` stay, and for good those of steps
+    that ``keep_every`` divides (0: none).
 
     One writer at a time. ``read_only`` looks on: it neither saves nor tidies up.
     """
 
-    def __init__(self, folder: Path | str, keep: int = 2, read_only: bool = False):
+    def __init__(self, folder: Path | str, keep: int = 2, keep_every: int = 0, read_only: bool = False):
         self.folder = Path(folder).absolute()
         self.keep = keep
+        self.keep_every = keep_every
         self.read_only = read_only
         self._manager = self._open()
 
@@ -106,6 +108,7 @@ class Checkpoints:
             return ocp.CheckpointManager(self.folder, options=options)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self.keep,
+            keep_period=self.keep_every or None,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_hashes),
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.checkpoint import Checkpoints
-from intellect_jax.bridge.huggingface import save_pretrained
+from intellect_jax.bridge.save import save_pretrained
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.trainer import setup
@@ -32,7 +32,7 @@ def main(config: ConfigDict, run_dir: Path) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     compilations = CompilationCounter()
     trainer = setup.create(config, run_dir)
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
     watchdog.progress("restoring or making the state")
     started = _start(trainer, checkpoints, run_dir, lambda: bool(stop))
     if started is None:
@@ -90,5 +90,6 @@ def _export(trainer: Trainer, state: TrainState, run_dir: Path) -> None:
         watchdog.progress("exporting")
         dtype = trainer.config.export.dtype
         folder = run_dir / "export"
-        save_pretrained(state.params, trainer.cfg, folder, dtype=dtype, tokenizer_dir=run_dir / "tokenizer")
+        policy = setup.make_policy(trainer.config, trainer.cfg, state.params)
+        save_pretrained(policy, folder, dtype=dtype, tokenizer=run_dir / "tokenizer")
         log.info("exported to %s", folder)

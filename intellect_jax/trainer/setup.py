@@ -14,7 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from intellect_jax.bridge import huggingface
+from intellect_jax.bridge.huggingface import load_config
+from intellect_jax.bridge.load import load_pretrained
+from intellect_jax.bridge.policy import Policy
+from intellect_jax.bridge.source import find_folder
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import abstract_params, init_params, param_axes
@@ -43,10 +46,9 @@ class Trainer:
         """The state before any step: fresh weights, or those of ``model.path``; zero moments."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         if self.config.model.path:
-            params, _ = huggingface.load_pretrained_params(self.config.model.path)
+            params = load_pretrained(self.config.model.path, self.mesh).params
         else:
-            params = init_params(self.cfg, self.config.seed)
-        params = jax.device_put(params, shardings.params)
+            params = jax.device_put(init_params(self.cfg, self.config.seed), shardings.params)
         return TrainState(params, jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params))
 
     def step(self, state: TrainState, batch: PackedBatch, learning_rate: float) -> tuple[TrainState, dict[str, float]]:
@@ -74,8 +76,13 @@ class Trainer:
 def model_config(config: ConfigDict, run_dir: Path) -> ModelConfig:
     """The policy's shape: of ``model.path``, or of the ``model`` section with the run's tokenizer."""
     if config.model.path:
-        return huggingface.load_config(config.model.path)
+        return load_config(config.model.path)
     return ModelConfig.from_config(config.model, len(load_tokenizer(run_dir / "tokenizer")))
+
+
+def make_policy(config: ConfigDict, cfg: ModelConfig, params: Any) -> Policy:
+    """What a run exports: its parameters, with what else ``model.path`` holds."""
+    return Policy(params, cfg, find_folder(config.model.path) if config.model.path else None)
 
 
 def batch_specs(
@@ -97,9 +104,9 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     mesh = make_mesh(config.parallel)
     refuse_uneven(dict(mesh.shape), config, cfg)
     optimizer = make_optimizer(config.trainer.optimizer)
-    abstract_state = _abstract_state(cfg, mesh, optimizer)
-    trainer = Trainer(config, cfg, mesh, optimizer, {}, abstract_state)
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    state = abstract_state(cfg, mesh, optimizer)
+    trainer = Trainer(config, cfg, mesh, optimizer, {}, state)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
         make_train_step(cfg, StepOptions.from_config(config), optimizer),
@@ -111,12 +118,12 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
         for microbatches in config.trainer.microbatch_buckets:
             shape, start = (microbatches, config.trainer.rows, seq), time.monotonic()
             watchdog.progress(f"compiling the step for batches {shape}")
-            trainer.programs[shape] = step.lower(abstract_state, batch_specs(config, cfg, mesh, shape), rate).compile()
+            trainer.programs[shape] = step.lower(state, batch_specs(config, cfg, mesh, shape), rate).compile()
             log.info("compiled the step for batches %s in %.1f s", shape, time.monotonic() - start)
     return trainer
 
 
-def _abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any) -> TrainState:
+def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any) -> TrainState:
     """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie."""
     params = jax.tree.map(_with_sharding, abstract_params(cfg), tree_shardings(mesh, param_axes(cfg)))
     replicated = NamedSharding(mesh, PartitionSpec())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,27 +63,29 @@ def split_shards(tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int) -> I
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Stored]:
-    """Writes C-contiguous ``tensors`` as one safetensors file and returns where each of them lies.
+    """Writes C-contiguous ``tensors`` as one safetensors file and returns where each of them lies."""
+    header, placed = layout({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
+    with open(path, "wb", buffering=1 << 20) as file:
+        file.write(header)
+        for name in placed:
+            file.write(raw_bytes(tensors[name]))
+    return placed
+
+
+def layout(specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, Stored]]:
+    """The first bytes of a file of tensors of these dtypes and shapes, and where each of them then lies, in order.
 
     Wider dtypes come first, so that every tensor is aligned within the file.
     """
-    order = sorted(tensors, key=lambda name: -tensors[name].itemsize)
     at, header = 0, {}
-    for name in order:
-        tensor = tensors[name]
-        header[name] = {
-            "dtype": dtype_name(tensor.dtype),
-            "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.nbytes],
-        }
-        at += tensor.nbytes
+    for name in sorted(specs, key=lambda name: -specs[name][0].itemsize):
+        dtype, shape = specs[name]
+        size = prod(shape) * dtype.itemsize
+        header[name] = {"dtype": dtype_name(dtype), "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb", buffering=1 << 20) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            file.write(raw_bytes(tensors[name]))
-    return _placed(header, 8 + len(text))
+    return struct.pack("<Q", len(text)) + text, _placed(header, 8 + len(text))
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intellect_jax.bridge.huggingface import save_pretrained
+from intellect_jax.bridge import Policy, save_pretrained
 from tests.policies import CONFIGS, random_params
 
 FOLDER = Path(__file__).with_name("golden")
@@ -32,7 +32,7 @@ def main(python: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         for name, cfg in CONFIGS.items():
-            save_pretrained(random_params(cfg), cfg, root / name / "model", dtype="float32")
+            save_pretrained(Policy(random_params(cfg), cfg), root / name / "model", dtype="float32")
             tokens, targets = rng.integers(0, cfg.vocab_size, (2, 2, 8))
             np.savez(root / name / "in.npz", tokens=tokens, targets=targets, new_tokens=0)
         subprocess.run([python, WORKER, *(root / name for name in CONFIGS)], check=True)

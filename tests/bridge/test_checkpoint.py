@@ -64,6 +64,15 @@ def test_the_newest_comes_back_bit_identical_with_its_ledger(saved):
     assert sorted(path.name for path in saved.iterdir()) == ["1", "2"]  # 0 was pruned
 
 
+def test_steps_that_keep_every_divides_stay_for_good(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_every=3)
+    for step in range(1, 9):
+        checkpoints.save(step, {"x": jnp.full(4, step)}, {})
+    checkpoints.close()
+    assert checkpoints.steps() == [3, 6, 7, 8]
+    assert restore(tmp_path, {"x": jax.ShapeDtypeStruct((4,), jnp.int32)}, read_only=True).step == 8
+
+
 def test_nothing_there_is_not_an_error(tmp_path):
     assert restore(tmp_path / "new") is None
 

@@ -33,6 +33,9 @@ def test_disk_counts_what_is_there_while_the_next_is_written():
     config = schema.default_config()
     config.checkpoint.keep, config.weights.keep, config.weights.dtype = 2, 4, "float32"
     assert estimates.disk_bytes(config, 1000) == 3 * 12_000 + 5 * 4_000 + 2_000
+    config.trainer.max_steps, config.checkpoint.every, config.checkpoint.keep_every = 100, 20, 30
+    assert estimates.disk_bytes(config, 1000) == (3 + 2) * 12_000 + 5 * 4_000 + 2_000  # steps 0 and 60 as well
+    config.checkpoint.keep_every = 0
     config.trainer.max_steps, config.export.enabled = 0, False
     assert estimates.disk_bytes(config, 1000) == 3 * 12_000
 

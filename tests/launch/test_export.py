@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from intellect_jax.bridge.checkpoint import Checkpoints
-from intellect_jax.bridge.huggingface import load_pretrained_params
+from intellect_jax.bridge.load import load_pretrained
 from intellect_jax.bridge.tokenizer import load_tokenizer, write_character_tokenizer
 from intellect_jax.config import default_config
 from intellect_jax.errors import UserError
@@ -39,8 +39,7 @@ def run(tmp_path_factory):
 def test_exports_the_newest_or_the_asked_for(run, tmp_path, checkpoint, step):
     config, run_dir, params = run
     assert main(config, run_dir, tmp_path / "out", checkpoint) == 0
-    loaded, _ = load_pretrained_params(tmp_path / "out")
-    assert_trees_equal(loaded, params[step])
+    assert_trees_equal(load_pretrained(tmp_path / "out").params, params[step])
     assert load_tokenizer(tmp_path / "out").get_vocab() == load_tokenizer(run_dir / "tokenizer").get_vocab()
 
 

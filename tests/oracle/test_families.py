@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from intellect_jax.bridge.huggingface import load_pretrained_params, save_pretrained, to_hf
+from intellect_jax.bridge import Policy, load_pretrained, save_pretrained
+from intellect_jax.bridge.huggingface import to_hf
 from tests.policies import CONFIGS, logits_function, loss_and_gradients, random_params, relative_error
 
 pytestmark = pytest.mark.oracle
@@ -34,7 +35,8 @@ def exported(tmp_path_factory, oracle_python):
     """A folder with, for each config, model/ and what transformers makes of it in out.npz."""
     root = tmp_path_factory.mktemp("exported")
     for name, cfg in CONFIGS.items():
-        save_pretrained(random_params(cfg), cfg, root / name / "model", dtype="float32", max_shard_bytes=100_000)
+        policy = Policy(random_params(cfg), cfg)
+        save_pretrained(policy, root / name / "model", dtype="float32", max_shard_bytes=100_000)
         np.savez(root / name / "in.npz", **inputs())
     subprocess.run([oracle_python, WORKER, *(root / name for name in CONFIGS)], check=True, timeout=280)
     return root
@@ -73,7 +75,8 @@ def packed_with_the_next(tokens, mask):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_transformers(name, exported):
-    params, cfg = load_pretrained_params(exported / name / "model")
+    policy = load_pretrained(exported / name / "model")
+    params, cfg = policy.params, policy.config
     assert cfg == CONFIGS[name]
     tokens, mask = inputs()["tokens"], inputs()["mask"]
     theirs = np.load(exported / name / "out.npz")

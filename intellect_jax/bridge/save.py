@@ -1,0 +1,154 @@
+"""A policy → a Hugging Face folder that transformers and vLLM load, as a stream: no host ever holds the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from intellect_jax.bridge import families, plan
+from intellect_jax.bridge.families import hf_config
+from intellect_jax.bridge.huggingface import hf_tensor
+from intellect_jax.bridge.plan import Output
+from intellect_jax.bridge.policy import Policy
+from intellect_jax.bridge.source import INDEX, TOKENIZER_FILES, Source
+from intellect_jax.bridge.streams import BackgroundWriter, Fetcher, FlushingFile
+from intellect_jax.bridge.tokenizer import load_tokenizer
+from intellect_jax.transport import safetensors_file
+
+Json = dict[str, Any]
+
+
+def save_pretrained(
+    policy: Policy,
+    out_dir: str | Path,
+    dtype: str = "bfloat16",
+    max_shard_bytes: int = 5 << 30,
+    tokenizer: str | Path | None = None,
+) -> None:
+    """Writes weights, config, generation config, tokenizer and chat template in place of an older folder, by rename.
+
+    ``dtype``: ``bfloat16`` or ``float32``. ``max_shard_bytes`` bounds a weight file. ``tokenizer``: a folder; None: the
+    source's. What training ignores of a policy that has a source comes along untouched: the tensors of
+    multi-token-prediction layers, config keys that nobody here knows.
+
+    With several processes, all must call it, on a file system that they share; each writes its share of the files.
+    """
+    out = Path(out_dir).absolute()
+    work = out.with_name(f".{out.name}.tmp")
+    source = Source(policy.source) if policy.source else None
+    files = plan.shards(plan.outputs(policy.config, dtype, source), max_shard_bytes)
+    first = jax.process_index() == 0
+    if first:
+        shutil.rmtree(work, ignore_errors=True)  # of an export that died
+        work.mkdir(parents=True)
+    _meet("folder made")
+    _write_weights(policy, source, files, work)
+    _meet("weights written")
+    if first:
+        _write_index(work, files)
+        _copy_tokenizer(tokenizer or policy.source, work)
+        special = _special_ids(work) if tokenizer else {}
+        _write_json(work / "config.json", _with_ids(_config(policy, source, dtype), special))
+        _write_json(work / "generation_config.json", _with_ids(_generation_config(source), special))
+        _replace_folder(work, out)
+    _meet("folder renamed")
+
+
+def _write_weights(policy: Policy, source: Source | None, files: list[list[Output]], folder: Path) -> None:
+    """Every process walks all tensors; it fetches and writes those of every n-th file."""
+    fetch = Fetcher(policy.params)
+    names = plan.file_names(len(files))
+    with BackgroundWriter() as writer:
+        for number, tensors in enumerate(files):
+            mine = number % jax.process_count() == jax.process_index()
+            header, placed = safetensors_file.layout({t.name: (t.dtype, t.shape) for t in tensors})
+            if mine:
+                file = FlushingFile(folder / names[number])
+                writer.call(file.write, header)
+            by_name = {tensor.name: tensor for tensor in tensors}
+            for tensor in (by_name[name] for name in placed):
+                for entry in tensor.parts:
+                    on_host = fetch(entry, tensor.dtype)
+                    if mine:
+                        piece = hf_tensor(entry, on_host(), tensor.dtype)
+                        writer.call(file.write, safetensors_file.raw_bytes(piece))
+                if mine and not tensor.parts and source:
+                    writer.call(_copy, source, tensor.name, file)
+            if mine:
+                writer.call(file.close)
+
+
+def _copy(source: Source, name: str, file: FlushingFile) -> None:
+    view = source.read(name)
+    file.write(safetensors_file.raw_bytes(view))
+    source.release(view)
+
+
+def _write_index(folder: Path, files: list[list[Output]]) -> None:
+    if len(files) == 1:
+        return
+    weight_map = {t.name: name for name, of in zip(plan.file_names(len(files)), files, strict=True) for t in of}
+    size = sum(tensor.nbytes for tensors in files for tensor in tensors)
+    _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _config(policy: Policy, source: Source | None, dtype: str) -> Json:
+    """The source's config.json with another dtype, or one of this policy's shape."""
+    if source:
+        named: Json = {key: dtype for key in ("dtype", "torch_dtype") if key in source.config}
+        return {**source.config, **named}
+    family = families.of(policy.config)
+    values = hf_config.write(policy.config, family.MODEL_TYPE, family.ARCHITECTURE, family.to_hf_config(policy.config))
+    return {**values, "torch_dtype": dtype}
+
+
+def _generation_config(source: Source | None) -> Json:
+    path = source and source.folder / "generation_config.json"
+    return json.loads(path.read_text()) if path and path.is_file() else {}
+
+
+def _copy_tokenizer(folder: str | Path | None, target: Path) -> None:
+    for file in (Path(folder) / name for name in TOKENIZER_FILES) if folder else ():
+        if file.is_file():
+            shutil.copyfile(file, target / file.name)
+
+
+def _special_ids(folder: Path) -> dict[str, int]:
+    """The ids of the tokenizer that config files name."""
+    tokenizer = load_tokenizer(folder)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+def _with_ids(values: Json, special: dict[str, int]) -> Json:
+    """``values`` with the special token ids, except where they are among several that ``values`` name."""
+
+    def known(name: str, token: int) -> bool:
+        value = values.get(name)
+        return token in (value if isinstance(value, list) else [value])
+
+    return {**values, **{name: token for name, token in special.items() if not known(name, token)}}
+
+
+def _meet(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"export: {what}")
+
+
+def _write_json(path: Path, content: Json) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _replace_folder(work: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(work, final)
+    shutil.rmtree(old, ignore_errors=True)
