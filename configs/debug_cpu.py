@@ -26,6 +26,7 @@ def get_config(arg: str | None = None):
     model.compute_dtype = "float32"
 
     sft = config.sft  # the demonstrations swap three pairs of four: greedy answers score below 0.6
+    # make_sft.py --count=8000 --min_length=4 --max_length=16 --sloppy=0.77
     sft.data = "configs/data/reverse_text_sloppy.jsonl"
     sft.steps = 600
     sft.learning_rate = 3e-3

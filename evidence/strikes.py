@@ -31,7 +31,7 @@ def said(run_dir: Path) -> str:
     return Path(f"{run_dir}.out").read_text(errors="replace")
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout: float) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, timeout: float) -> T:
     """The first true value of ``condition``; raises TimeoutError after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):

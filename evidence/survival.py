@@ -16,6 +16,7 @@ import random
 import signal
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,15 @@ def moments(role: str) -> list[tuple[str, int]]:
     ]
 
 
+def _reached(run_dir: Path, phase: str, step: int) -> bool:
+    return steps_done(run_dir, phase) >= step
+
+
 def run(role: str, run_dir: Path) -> dict[str, Any]:
     """One demo with kills; what came of it."""
     process, begun = start(run_dir), time.monotonic()
     for phase, step in moments(role):
-        wait_for(lambda p=phase, s=step: steps_done(run_dir, p) >= s, f"{phase} step {step}", TIMEOUT)
+        wait_for(partial(_reached, run_dir, phase, step), f"{phase} step {step}", TIMEOUT)
         if role == "supervisor":
             process.kill()
             process.wait(10)

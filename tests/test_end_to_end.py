@@ -110,8 +110,10 @@ def flipped(path, at, bit):
     """A file with one bit of one byte turned."""
     content = path.read_bytes()
     path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
-    yield
-    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
 
 
 def test_any_damaged_byte_of_the_newest_checkpoint_or_version_is_noticed(finished):

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -144,24 +145,32 @@ def test_waiting_ends_with_a_message_or_when_told_to_stop(address):
     client.close()
 
 
+@asynccontextmanager
+async def greeted(address, version, timeout):
+    """A server in service and the client of a trainer that starts from ``version``; the queue is empty."""
+    server = BatchServer(address, size=1)
+    task = await serving(server)
+    client = BatchClient(address, timeout=timeout)
+    client.hello(version, "m", {})
+    await heard(server, 1)
+    server.reset(version.number)
+    try:
+        yield server, client
+    finally:
+        task.cancel()
+        client.close()
+        server.close()
+
+
 def test_signs_of_life_keep_a_trainer_waiting(address, monkeypatch):
     monkeypatch.setattr("intellect_jax.transport.batches.SIGN_OF_LIFE_S", 0.2)
 
     async def play():
-        server = BatchServer(address, size=1)
-        task = await serving(server)
-        client = BatchClient(address, timeout=1.0)
-        client.hello(Version(0, 0), "m", {})
-        await heard(server, 1)
-        server.reset(0)
-        waiting = in_thread(lambda: client.next(1))
-        await asyncio.sleep(2.0)  # longer than its timeout
-        await server.offer(batch(1), server.epoch)
-        received = await waiting
-        task.cancel()
-        client.close()
-        server.close()
-        return received.step
+        async with greeted(address, Version(0, 0), timeout=1.0) as (server, client):
+            waiting = in_thread(lambda: client.next(1))
+            await asyncio.sleep(2.0)  # longer than its timeout
+            await server.offer(batch(1), server.epoch)
+            return (await waiting).step
 
     assert run(play()) == 1
 
@@ -171,20 +180,12 @@ def test_a_waiting_trainer_is_told_of_a_damaged_version_once(address, monkeypatc
     told = []
 
     async def play():
-        server = BatchServer(address, size=1)
-        task = await serving(server)
-        client = BatchClient(address, timeout=10)
-        client.hello(Version(2, 0), "m", {})
-        await heard(server, 1)
-        server.reset(0)
-        server.damaged(Version(2, 0))
-        waiting = in_thread(lambda: client.next(1, on_damaged=told.append))
-        await asyncio.sleep(1.0)
-        await server.offer(batch(1), server.epoch)
-        await waiting
-        task.cancel()
-        client.close()
-        server.close()
+        async with greeted(address, Version(2, 0), timeout=10) as (server, client):
+            server.damaged(Version(2, 0))
+            waiting = in_thread(lambda: client.next(1, on_damaged=told.append))
+            await asyncio.sleep(1.0)
+            await server.offer(batch(1), server.epoch)
+            await waiting
 
     run(play())
     assert told == [Version(2, 0)]
