@@ -14,7 +14,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 help:
 	@echo 'make demo      install, then supervised warm-up and asynchronous RL on this machine ($(CONFIG))'
 	@echo 'make test      install what tests need, then the fast tests'
-	@echo 'make test-all  the slow tests, and the comparisons with PyTorch and transformers'
+	@echo 'make test-all  the slow tests, two of the soak, and the comparisons with PyTorch and transformers'
 	@echo 'make soak      kill and freeze the processes of small real runs, for about fifteen minutes'
 	@echo 'make evidence  long figures, into evidence/results; goes on where it was stopped'
 	@echo 'make lint      formatting, lint and types'
@@ -30,7 +30,7 @@ test: .venv/.installed-test
 	$(BIN)/python -m pytest -m 'not slow and not oracle and not vllm and not soak'
 
 test-all: .venv/.installed-test oracle
-	$(BIN)/python -m pytest -m '(slow or oracle) and not vllm and not soak'
+	$(BIN)/python -m pytest -m '(slow or oracle) and not vllm'
 
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak

@@ -19,7 +19,6 @@ from intellect_jax.transport.weights import WeightError, WeightStore
 from intellect_jax.types import Version
 
 ROOT = Path(__file__).parents[1]
-LABELS = ("_CHECKPOINT_METADATA", "commit_success.txt")  # of Orbax; what they say is never used
 KEYS = [
     "run_dir",
     "sampler_backend",
@@ -97,7 +96,7 @@ def test_the_export_is_the_last_published_version(finished):
 def flips(folder, count, seed):
     """``count`` random places of a folder as (file, offset): half by bytes, half by files, so that small ones count."""
     draw = random.Random(seed)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in LABELS)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = [path.stat().st_size for path in files]
     chosen = draw.choices(files, sizes, k=count // 2) + draw.choices(
         [f for f in files if f.stat().st_size], k=count // 2

@@ -15,7 +15,7 @@ from intellect_jax.monitor.metrics import read_metrics
 from intellect_jax.monitor.summary import surviving
 from intellect_jax.transport.weights import WeightStore
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.soak  # those that are slow as well run in `make test-all` too
 
 STEPS = 12
 KILLS = 5
@@ -42,7 +42,7 @@ def finish(process, run_dir):
     return json.loads((run_dir / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", [pytest.param(r, marks=pytest.mark.slow) if r == "trainer" else r for r in ROLES])
 def test_a_killed_role_costs_no_task_and_no_step(role, tmp_path):
     run_dir = tmp_path / "run"
     process = start(run_dir, *SMALL)
@@ -116,6 +116,7 @@ def test_a_sampler_that_freezes_is_named_and_started_again(tmp_path):
     assert told[1] in {time.strftime("%H:%M:%S", time.localtime(frozen + s)) for s in (-2, -1, 0, 1)}
 
 
+@pytest.mark.slow
 def test_a_damaged_version_is_published_again_and_a_damaged_checkpoint_passed_over(tmp_path):
     run_dir = tmp_path / "run"
     process = start(run_dir, *SMALL)

@@ -5,7 +5,8 @@
     <folder>/<step>/hashes.json  xxh3_64 of every file of the two, sealed
 
 Orbax notices a missing or shortened array file; a flipped bit in one loads without complaint as other numbers. Hence
-the hashes, written before the step gets its name and verified before it is used.
+the hashes, written before the step gets its name and verified before it is used. Two notes that Orbax writes after them
+are deleted: nothing reads them, so nothing would notice their damage.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from intellect_jax.files import sealed, unseal, write_text
 log = logging.getLogger(__name__)
 
 HASHES = "hashes.json"
+NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _CHUNK = 16 << 20
 
 
@@ -54,6 +56,7 @@ class Checkpoints:
         self.keep_every = keep_every
         self.read_only = read_only
         self._manager = self._open()
+        self._delete_notes()
 
     def save(self, step: int, state: Any, ledger: dict[str, Any]) -> None:
         """Copies ``state`` (a pytree of arrays) off the devices and returns; writing goes on in the background.
@@ -63,6 +66,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), ledger=ocp.args.JsonSave(ledger))
         if not self._manager.save(step, args=items, force=True):
             raise CheckpointError(f"{self.folder}: step {step} was not saved")
+        self._delete_notes()
 
     def restore(self, abstract_state: Any, *, partial: bool = False, step: int | None = None) -> Restored | None:
         """The newest checkpoint that is whole (or that of ``step``), or None when there is none at all.
@@ -96,10 +100,12 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when the last save is on disk; raises what went wrong in it."""
         self._manager.wait_until_finished()
+        self._delete_notes()
 
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
         self._manager.wait_until_finished()
+        self._delete_notes()
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -119,6 +125,13 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if path.name[0].isdecimal() and not (path / HASHES).exists():
                 write_text(path / HASHES, sealed(hash_files(path)))
+
+    def _delete_notes(self) -> None:
+        """Those of a killed process too."""
+        if not self.read_only:
+            for step in self.steps():
+                for name in NOTES:
+                    (self.folder / str(step) / name).unlink(missing_ok=True)
 
     def _read(self, step: int, abstract_state: Any, partial: bool) -> Restored:
         target = jax.tree.map(_placed, abstract_state)

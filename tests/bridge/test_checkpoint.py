@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from intellect_jax.bridge.checkpoint import HASHES, CheckpointError, Checkpoints
+from intellect_jax.bridge.checkpoint import NOTES, CheckpointError, Checkpoints
 from tests.policies import SMALL, assert_trees_equal, random_params
 
 
@@ -142,24 +142,24 @@ def test_looking_on_changes_nothing(copy):
     assert sorted(path.name for path in copy.iterdir()) == ["1", "2"]
 
 
-def test_every_file_of_state_and_ledger_is_guarded(copy):
-    names = [path.relative_to(copy / "2") for path in files_of(copy / "2")]
-    guarded = [name for name in names if name.parts[0] in ("state", "ledger") or str(name) == HASHES]
-    assert len(guarded) > 5
-    for name in guarded:
-        path = copy / "2" / name
+def test_every_file_of_a_checkpoint_is_guarded(copy):
+    files = files_of(copy / "2")
+    assert len(files) > 5
+    for path in files:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         assert restore(copy, {"step": jax.ShapeDtypeStruct((), jnp.int32)}, read_only=True, partial=True).step == 1
         path.write_bytes(content)
 
 
-def test_what_orbax_calls_a_checkpoint_does_not_matter(copy):
-    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+def test_notes_that_orbax_left_do_not_matter_and_go(copy):
+    for name in NOTES:
         (copy / "2" / name).write_bytes(b"\xff{")
-        restored = restore(copy, read_only=True)
-        assert restored.step == 2
-        assert_trees_equal(restored.state, make_state(2))
+    restored = restore(copy, read_only=True)
+    assert restored.step == 2
+    assert_trees_equal(restored.state, make_state(2))
+    restore(copy)
+    assert not any((copy / "2" / name).exists() for name in NOTES)
 
 
 def test_all_damaged_is_an_error_and_nothing_is_moved(copy):
