@@ -82,7 +82,7 @@ def refuse_environments(config: ConfigDict) -> None:
 
 def refuse_model(config: ConfigDict) -> tuple[Any, ModelConfig]:
     """The tokenizer (None: the character tokenizer of fresh weights) and the policy's shape, if they fit together."""
-    pretrained = load_config(config.model.path) if config.model.path else None
+    pretrained = _pretrained_config(config.model.path) if config.model.path else None
     tokenizer, key = _tokenizer(config)
     size = len(SPECIAL_TOKENS) + len(CHARACTERS) if tokenizer is None else len(tokenizer)
     cfg = pretrained or ModelConfig.from_config(config.model, size)
@@ -90,6 +90,13 @@ def refuse_model(config: ConfigDict) -> tuple[Any, ModelConfig]:
         name = f"model.path={config.model.path}" if pretrained else f"model.vocab_size={cfg.vocab_size}"
         raise UserError(f"{name}: has {cfg.vocab_size} rows, must have at least the {size} of {key}")
     return tokenizer, cfg
+
+
+def _pretrained_config(path: str) -> ModelConfig:
+    try:
+        return load_config(path)
+    except UserError as error:
+        raise UserError(f"model.path={path}: {error}") from None
 
 
 def _tokenizer(config: ConfigDict) -> tuple[Any, str]:

@@ -51,7 +51,7 @@ BAD = {
     ),
     "missing model": (
         "--config.model.path=org/model",
-        "cannot load the model in org/model: ",
+        "model.path=org/model: cannot load the model org/model: no such folder, nor from the Hugging Face Hub: ",
     ),
     "missing recipe": ("--config={here}/recipee.py", "recipee.py: no such file: did you mean 'recipe'?"),
     "unknown environment": (
