@@ -57,6 +57,7 @@ GLM4_MOE = {
 
 # Contexts so short that their scaling touches every part of the few frequencies there are.
 LLAMA3 = RopeScaling("llama3", 8.0, 64, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA3_2 = RopeScaling("llama3", 32.0, 96, low_freq_factor=1.0, high_freq_factor=4.0)
 LINEAR = RopeScaling("linear", 3.0)
 YARN = RopeScaling("yarn", 4.0, 64, beta_fast=6.0, beta_slow=0.5, mscale=1.0, mscale_all_dim=0.5, truncate=False)
 
@@ -67,18 +68,43 @@ OTHERS = {
             "": {},
             "sparse_step": {"num_hidden_layers": 5, "decoder_sparse_step": 2, "tie_word_embeddings": True},
             "mlp_only": {"num_hidden_layers": 5, "mlp_only_layers": (1, 3, 4), "norm_topk_prob": False},
+            "mlp_only_sparse_step": {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": (3,)},
             "bias_yarn": {"attention_bias": True, "rope_scaling": RopeScaling("yarn", 2.0, 32, attention_factor=1.3)},
+            "bias": {"attention_bias": True, "num_key_value_heads": 4},
+            "not_renormalised": {"norm_topk_prob": False, "tie_word_embeddings": True},
+            "one_expert": {"num_experts_per_tok": 1, "num_key_value_heads": 1},
+            "every_expert": {"num_experts_per_tok": 8, "head_dim": 8},
+            "linear": {"rope_scaling": LINEAR, "rms_norm_eps": 1e-3},
+            "llama3": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+            "yarn": {"rope_scaling": YARN, "norm_topk_prob": False},
         },
         "qwen3": {
             "": {"head_dim": 8},
+            "tied": {"tie_word_embeddings": True},
+            "bias": {"attention_bias": True, "head_dim": 16},
             "tied_bias": {"tie_word_embeddings": True, "attention_bias": True},
             "yarn": {"rope_scaling": YARN, "rms_norm_eps": 1e-3},
+            "tied_yarn": {"tie_word_embeddings": True, "rope_scaling": RopeScaling("yarn", 4.0, 64)},
+            "linear": {"rope_scaling": LINEAR, "num_key_value_heads": 4},
+            "tied_linear_bias": {"tie_word_embeddings": True, "attention_bias": True, "rope_scaling": LINEAR},
+            "llama3": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+            "one_kv_head": {"num_key_value_heads": 1, "rope_theta": 1e6},
+            "one_layer": {"num_hidden_layers": 1, "rms_norm_eps": 1e-3},
+            "five_layers": {"num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4},
         },
         "llama": {
             "": {"head_dim": 8, "num_key_value_heads": 4},
+            "tied": {"tie_word_embeddings": True},
+            "bias": {"attention_bias": True, "num_key_value_heads": 1},
+            "tied_bias": {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
+            "linear": {"rope_scaling": LINEAR, "rms_norm_eps": 1e-3},
             "tied_linear": {"tie_word_embeddings": True, "rope_scaling": LINEAR},
             "llama3": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
-            "bias": {"attention_bias": True, "num_key_value_heads": 1},
+            "tied_llama3": {"tie_word_embeddings": True, "rope_scaling": LLAMA3_2, "head_dim": 16},
+            "yarn": {"rope_scaling": YARN, "rope_theta": 1e6},
+            "bias_yarn": {"attention_bias": True, "rope_scaling": RopeScaling("yarn", 2.0, 32, attention_factor=1.3)},
+            "one_layer": {"num_hidden_layers": 1, "rms_norm_eps": 1e-6},
+            "five_layers": {"num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4},
         },
     }.items()
     for name, changes in variants.items()

@@ -15,7 +15,8 @@ from intellect_jax.monitor.metrics import read_metrics
 from intellect_jax.monitor.summary import surviving
 from intellect_jax.transport.weights import WeightStore
 
-pytestmark = pytest.mark.soak  # those that are slow as well run in `make test-all` too
+# Those that are slow as well run in `make test-all` too.
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
 STEPS = 12
 KILLS = 5
@@ -25,6 +26,21 @@ SMALL = (
     *("--config.sft.decay_steps=5", "--config.eval.prompts=12"),
     *("--config.orchestrator.batch_size=16", "--config.orchestrator.group_size=4"),
 )
+
+
+@pytest.fixture
+def begin():
+    """Starts runs; none outlives its test, for the roles die with their supervisor."""
+    processes = []
+
+    def begin(run_dir, *overrides, **recipe):
+        processes.append(start(run_dir, *overrides, **recipe))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait(10)
 
 
 def moments(name):
@@ -43,9 +59,9 @@ def finish(process, run_dir):
 
 
 @pytest.mark.parametrize("role", [pytest.param(r, marks=pytest.mark.slow) if r == "trainer" else r for r in ROLES])
-def test_a_killed_role_costs_no_task_and_no_step(role, tmp_path):
+def test_a_killed_role_costs_no_task_and_no_step(role, tmp_path, begin):
     run_dir = tmp_path / "run"
-    process = start(run_dir, *SMALL)
+    process = begin(run_dir, *SMALL)
     for moment in moments(role):
         at_step(run_dir, moment)
         strike(role, run_dir, signal.SIGKILL)
@@ -53,38 +69,38 @@ def test_a_killed_role_costs_no_task_and_no_step(role, tmp_path):
     assert finish(process, run_dir)["process_deaths"] >= KILLS
 
 
-def test_a_killed_supervisor_leaves_nothing_behind_and_the_same_command_goes_on(tmp_path):
+def test_a_killed_supervisor_leaves_nothing_behind_and_the_same_command_goes_on(tmp_path, begin):
     run_dir = tmp_path / "run"
-    process = start(run_dir, *SMALL)
+    process = begin(run_dir, *SMALL)
     for moment in moments("supervisor"):
         at_step(run_dir, moment)
         process.kill()
         process.wait(10)
         wait_for(lambda: not any(pid_of(role, run_dir) for role in ROLES), "end of the roles", 20)
-        process = start(run_dir, *SMALL)
+        process = begin(run_dir, *SMALL)
     finish(process, run_dir)
 
 
-def test_ctrl_c_saves_the_step_in_hand_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_saves_the_step_in_hand_and_the_same_command_goes_on(tmp_path, begin):
     run_dir = tmp_path / "run"
     for moment in (1, 5):
-        process = start(run_dir, *SMALL)
+        process = begin(run_dir, *SMALL)
         at_step(run_dir, moment)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 1 and "finished and saved" in said(run_dir)
         assert not any(pid_of(role, run_dir) for role in ROLES)
         saved = max(int(path.name) for path in (run_dir / "checkpoints").iterdir())
         assert saved == steps_done(run_dir) < STEPS, "every step that was logged is saved"
-    process = start(run_dir, *SMALL)
+    process = begin(run_dir, *SMALL)
     finish(process, run_dir)
     assert [row["step"] for row in read_metrics(run_dir) if row["role"] == "trainer"] == list(range(1, STEPS + 1))
 
 
-def test_a_synchronous_run_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path):
+def test_a_synchronous_run_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path, begin):
     sync = (*SMALL, "--config.orchestrator.max_off_policy_steps=0", "--config.sampler.deterministic=True")
     runs = [tmp_path / "unbroken", tmp_path / "broken"]
-    finish(start(runs[0], *sync), runs[0])
-    process = start(runs[1], *sync)
+    finish(begin(runs[0], *sync), runs[0])
+    process = begin(runs[1], *sync)
     for moment in moments("bit for bit"):
         at_step(runs[1], moment)
         strike("trainer", runs[1], signal.SIGKILL)
@@ -104,9 +120,9 @@ def newest_weights(run_dir):
     return store.read(store.manifest_path(version))
 
 
-def test_a_sampler_that_freezes_is_named_and_started_again(tmp_path):
+def test_a_sampler_that_freezes_is_named_and_started_again(tmp_path, begin):
     run_dir = tmp_path / "run"
-    process = start(run_dir, *SMALL, "--config.launch.heartbeat_timeout=10")
+    process = begin(run_dir, *SMALL, "--config.launch.heartbeat_timeout=10")
     at_step(run_dir, 3)
     strike("sampler", run_dir, signal.SIGSTOP)
     frozen = time.time()
@@ -117,9 +133,9 @@ def test_a_sampler_that_freezes_is_named_and_started_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_version_is_published_again_and_a_damaged_checkpoint_passed_over(tmp_path):
+def test_a_damaged_version_is_published_again_and_a_damaged_checkpoint_passed_over(tmp_path, begin):
     run_dir = tmp_path / "run"
-    process = start(run_dir, *SMALL)
+    process = begin(run_dir, *SMALL)
     at_step(run_dir, 4)
     sampler = wait_for(lambda: pid_of("sampler", run_dir), "sampler", 60)
     strike("sampler", run_dir, signal.SIGSTOP)
@@ -176,13 +192,13 @@ def get_config():
 """
 
 
-def test_a_reward_that_never_returns_costs_one_rollout(tmp_path, monkeypatch):
+def test_a_reward_that_never_returns_costs_one_rollout(tmp_path, monkeypatch, begin):
     run_dir = tmp_path / "run"
     (tmp_path / "hanging.py").write_text(HANGING.format(marker=tmp_path / "hung"))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'envs' / 'reverse_text'}:{ROOT}")
     recipe = tmp_path / "recipe.py"
     recipe.write_text(HANGING_RECIPE)
-    process = start(run_dir, *SMALL, "--config.environments.timeout=3", config=str(recipe))
+    process = begin(run_dir, *SMALL, "--config.environments.timeout=3", config=str(recipe))
     finish(process, run_dir)
     assert (tmp_path / "hung").exists()
     rows = [row for row in read_metrics(run_dir) if row["role"] == "orchestrator"]
