@@ -19,6 +19,7 @@ def make(clone: Path) -> None:
     import jax
     import numpy as np
 
+    from intellect_jax.bridge import Policy, save_pretrained
     from intellect_jax.bridge.checkpoint import Checkpoints
     from intellect_jax.bridge.huggingface import to_hf
     from intellect_jax.models.transformer import abstract_params
@@ -43,6 +44,7 @@ def make(clone: Path) -> None:
     checkpoints = Checkpoints(run_dir / "checkpoints")
     checkpoints.save(200, {"params": jax.device_put(params)}, {})
     checkpoints.close()
+    save_pretrained(Policy(params, cfg), run_dir / "export", tokenizer=run_dir / "tokenizer")
     prompt = Node("user", "abc", [3, 4])
     answer = Node("assistant", "cba", [5, 6], 0, True, [-0.1, -0.2], [0, 1])
     rollout = Rollout(Task(0, "reverse_text", "train", 0), 0, 0, 1.0, [prompt, answer], 1.0)
