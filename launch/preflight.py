@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from intellect_jax.bridge.huggingface import load_config
 from intellect_jax.bridge.tokenizer import CHARACTERS, SPECIAL_TOKENS, load_tokenizer
 from intellect_jax.config import to_plain
-from intellect_jax.data.chat import render_training
-from intellect_jax.data.records import TFDS, open_source, to_messages
+from intellect_jax.data.records import TFDS, open_source, render_record, to_conversation
 from intellect_jax.environments.loader import load_environment
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
@@ -122,8 +121,9 @@ def refuse_bad_record(config: ConfigDict, tokenizer: Any) -> None:
         return
     try:
         where, record = open_source(data)[0]
-        messages, prompt = to_messages(where, record)
-        length = 0 if tokenizer is None else len(render_training(tokenizer, messages, context=prompt)[0])
+        to_conversation(where, record)
+        samples = [] if tokenizer is None else render_record(tokenizer, where, record)
+        length = max((len(tokens) for tokens, _ in samples), default=0)
     except (OSError, ValueError) as error:
         text = _line(error)
         raise UserError(text if text.startswith(data) else f"sft.data={data}: {text}") from error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from intellect_jax.data.chat import Message
+from intellect_jax.data.chat import render_training
+from intellect_jax.data.messages import ChatError, Message, Tool, checked_messages, checked_tools
 from intellect_jax.errors import UserError
 
 TFDS = "tfds:"
@@ -40,18 +42,40 @@ def open_source(data: str) -> Source:
     return source
 
 
-def to_messages(where: str, record: Any) -> tuple[list[Message], int]:
-    """The conversation of a record, and how many leading messages are its prompt (context, not trained on).
+@dataclass(frozen=True)
+class Conversation:
+    """What a record says."""
+
+    messages: list[Message]
+    tools: list[Tool]
+    context: int  # how many leading messages are its prompt, not trained on
+
+
+def to_conversation(where: str, record: Any) -> Conversation:
+    """The conversation of a record.
 
     A record is {"prompt", "completion"}, each a text or messages, or {"messages"} (all of the assistant's are trained
-    on). Raises UserError naming ``where`` and what is missing or wrong.
+    on), and perhaps "tools". Raises UserError naming ``where`` and what is missing or wrong.
     """
     if not isinstance(record, dict):
         raise UserError(f"{where}: a record must be an object, not {type(record).__name__}")
-    if record.get("messages") is not None:
-        return _messages(where, record, "messages", "user"), 0
-    prompt = _messages(where, record, "prompt", "user")
-    return prompt + _messages(where, record, "completion", "assistant"), len(prompt)
+    try:
+        tools = checked_tools("tools", record.get("tools"))
+        if record.get("messages") is not None:
+            return Conversation(_messages(where, record, "messages", "user"), tools, context=0)
+        prompt = _messages(where, record, "prompt", "user")
+        return Conversation(prompt + _messages(where, record, "completion", "assistant"), tools, context=len(prompt))
+    except ChatError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def render_record(tokenizer: Any, where: str, record: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The samples of a record: see :func:`render_training`. Raises UserError naming ``where``."""
+    conversation = to_conversation(where, record)
+    try:
+        return render_training(tokenizer, conversation.messages, conversation.tools, conversation.context)
+    except ChatError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _messages(where: str, record: dict[str, Any], key: str, role: str) -> list[Message]:
@@ -61,10 +85,7 @@ def _messages(where: str, record: dict[str, Any], key: str, role: str) -> list[M
     if not isinstance(value, list) or not value:
         has = ", ".join(map(str, record)) or "nothing"
         raise UserError(f"{where}: no {key!r}; a record has prompt and completion, or messages; this one has {has}")
-    for i, message in enumerate(value):
-        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise UserError(f"{where}: {key}[{i}] must be an object with role and content")
-    return value
+    return checked_messages(key, value)
 
 
 class JsonLines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from intellect_jax.data.chat import render_training
-from intellect_jax.data.records import open_source, to_messages
+from intellect_jax.data.records import open_source, render_record
 from intellect_jax.errors import UserError
 from intellect_jax.types import STREAMS, PackedBatch
 
@@ -28,8 +28,9 @@ def sft_batches(config: ConfigDict, tokenizer: Any, *, seed: int, start_step: in
 
     Every epoch of ``config.sft.data`` has its own order. A batch fills ``sft.microbatches`` times ``trainer.rows`` rows
     of the largest seq bucket, and has empty microbatches up to the next bucket; it ends at the first record that fits
-    into none of its rows, which opens the next. Loss on the assistant's tokens only, as cross-entropy: ``ce_weight`` is
-    1 on every record's tokens.
+    into none of its rows, which opens the next. A record is several samples, one after the other, where the chat
+    template rewrites earlier turns. Loss on the assistant's tokens only, as cross-entropy: ``ce_weight`` is 1 on every
+    record's tokens.
 
     Raises UserError at once when there is no such source, and at the batch with a record that is malformed or longer
     than a row, naming the file and the line.
@@ -42,24 +43,30 @@ def sft_batches(config: ConfigDict, tokenizer: Any, *, seed: int, start_step: in
     return (_to_batch(step, arrays, shape) for step, arrays in enumerate(packed, start=1) if step > start_step)
 
 
+class _Branches(grain.experimental.FlatMapTransform):
+    max_fan_out = sys.maxsize  # as many as a conversation has turns
+
+    def flat_map(self, element: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        return element
+
+
 def _pipeline(data: str, tokenizer: Any, seed: int, *, rows: int, seq: int) -> grain.IterDataset:
-    def render(located: tuple[str, Any]) -> dict[str, np.ndarray]:
+    def render(located: tuple[str, Any]) -> list[dict[str, np.ndarray]]:
         where, record = located
-        messages, prompt = to_messages(where, record)
-        try:
-            tokens, mask = render_training(tokenizer, messages, context=prompt)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
-        if len(tokens) > seq:
-            raise UserError(f"{where}: {len(tokens)} tokens exceed the longest row of trainer.seq_buckets, {seq}")
-        mask[0] = False  # nothing predicts the first token
-        return {"tokens": tokens, "loss_mask": mask}
+        samples = []
+        for tokens, mask in render_record(tokenizer, where, record):
+            if len(tokens) > seq:
+                raise UserError(f"{where}: {len(tokens)} tokens exceed the longest row of trainer.seq_buckets, {seq}")
+            mask[0] = False  # nothing predicts the first token
+            samples.append({"tokens": tokens, "loss_mask": mask})
+        return samples
 
     records = grain.MapDataset.source(open_source(data)).seed(seed).shuffle().repeat()
     # Few threads: rendering is Python, and the trainer's own thread needs the interpreter too.
     rendered = records.map(render).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=256))
+    samples = grain.experimental.FlatMapIterDataset(rendered, _Branches())
     packed = grain.experimental.FirstFitPackIterDataset(
-        rendered, length_struct={"tokens": seq, "loss_mask": seq}, num_packing_bins=rows, shuffle_bins=False
+        samples, length_struct={"tokens": seq, "loss_mask": seq}, num_packing_bins=rows, shuffle_bins=False
     )
     return grain.experimental.ThreadPrefetchIterDataset(packed.batch(rows), prefetch_buffer_size=2)
 

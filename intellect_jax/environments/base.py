@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-Message = dict[str, Any]  # {"role": …, "content": …}, as chat templates take them
+from intellect_jax.data.messages import Message, Tool
 
 
 class State(TypedDict):
@@ -42,6 +42,14 @@ class Environment(ABC):
     @abstractmethod
     def prompt(self, split: str, index: int) -> list[Message]:
         """The messages that open the conversation about one example."""
+
+    def tools(self, split: str, index: int) -> list[Tool]:
+        """The tools of the conversation about one example, as JSON schemas in OpenAI's form; none by default.
+
+        The chat template tells the policy of them. Calls stand in the policy's answer as text, in the template's form:
+        `reply` reads them, and answers with messages of role "tool".
+        """
+        return []
 
     async def reply(self, state: State, message: Message) -> list[Message]:
         """The environment's turn after the policy's ``message`` (already the last of ``state``); [] ends the

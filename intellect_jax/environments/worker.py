@@ -3,7 +3,7 @@
 Methods, with their payload and JSON result:
 
 - ``size`` {split} → int
-- ``prompt`` {split, index} → [message, …]
+- ``prompt`` {split, index} → {messages, tools}: how the conversation opens
 - ``reply`` {state} → {messages, info}: the environment's turn after the last of ``state["messages"]``, none when the
   conversation is over, and the state's ``info`` as the environment left it
 - ``score`` {state} → {reward, metrics}
@@ -23,6 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from intellect_jax.config import to_plain
+from intellect_jax.data.messages import ChatError, checked_messages, checked_tools
 from intellect_jax.environments.base import Environment
 from intellect_jax.environments.loader import load_environment
 from intellect_jax.monitor import watchdog
@@ -59,12 +60,16 @@ async def _size(environment: Environment, payload: dict[str, Any]) -> int:
 
 
 async def _prompt(environment: Environment, payload: dict[str, Any]) -> Any:
-    return await asyncio.to_thread(environment.prompt, payload["split"], payload["index"])
+    messages = await asyncio.to_thread(environment.prompt, payload["split"], payload["index"])
+    tools = await asyncio.to_thread(environment.tools, payload["split"], payload["index"])
+    if not messages:
+        raise ChatError("prompt() has no messages")
+    return {"messages": checked_messages("prompt()", messages), "tools": checked_tools("tools()", tools)}
 
 
 async def _reply(environment: Environment, payload: dict[str, Any]) -> Any:
     state = payload["state"]
-    messages = await environment.reply(state, state["messages"][-1])
+    messages = checked_messages("reply()", await environment.reply(state, state["messages"][-1]))
     return {"messages": messages, "info": state["info"]}
 
 

@@ -46,6 +46,7 @@ def batch_metrics(groups: list[Group], dropped: Counter[str], found: int) -> dic
         **{f"rollouts/dropped_{reason}": count for reason, count in sorted(dropped.items())},
         "rollouts/answer_tokens": float(np.mean([len(r.versions()) for r in rollouts])),
         "rollouts/truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+        "rollouts/forked": float(np.mean([len(r.branches()) > 1 for r in rollouts])),
         "rollouts/seconds": float(np.mean([_seconds(r) for r in rollouts])),
         "queue/size": found,
     }

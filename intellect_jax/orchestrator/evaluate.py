@@ -41,10 +41,10 @@ async def evaluate(runner: RolloutRunner, tasks: list[Task], temperature: float,
 
     async def one(task: Task) -> Rollout:
         try:
-            messages = await runner.prompt(task)
+            opening = await runner.prompt(task)
         except FAILURES as error:
             return Rollout(task, 0, -1, temperature, error=f"{type(error).__name__}: {error}")
-        return await runner.run(task, messages, 0, temperature)
+        return await runner.run(task, opening, 0, temperature)
 
     async def insist(task: Task) -> Rollout:
         for _ in range(attempts - 1):

@@ -35,13 +35,13 @@ class Group:
 async def run_group(runner: RolloutRunner, config: ConfigDict, task: Task) -> Group:
     """Runs the group's rollouts together and gives each its advantage."""
     try:
-        messages = await runner.prompt(task)
+        opening = await runner.prompt(task)
     except FAILURES as error:
         failed = Rollout(task, 0, -1, config.orchestrator.temperature, error=f"{type(error).__name__}: {error}")
         return Group(task, [], [failed])
     temperature = config.orchestrator.temperature
     size = config.orchestrator.group_size
-    rollouts = await asyncio.gather(*(runner.run(task, messages, i, temperature) for i in range(size)))
+    rollouts = await asyncio.gather(*(runner.run(task, opening, i, temperature) for i in range(size)))
     good = [r for r in rollouts if r.error is None]
     if good:
         rewards = np.array([r.reward for r in good], np.float64)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import xxhash
 from ml_collections import ConfigDict
 
-from intellect_jax.data.chat import extend, render_prompt
+from intellect_jax.data.chat import History, advance, flatten, split_answer
+from intellect_jax.data.messages import ChatError, Message, Tool
+from intellect_jax.data.template import endings
 from intellect_jax.orchestrator.fleet import Fleet, FleetError, RequestRefused
 from intellect_jax.orchestrator.generation import BadGeneration, Generation
 from intellect_jax.transport.jobs import JobError, JobPool, JobTimeout
 from intellect_jax.types import Node, Rollout, Sample, Task
 
 # What costs a rollout and never the step.
-FAILURES = (BadGeneration, FleetError, RequestRefused, TimeoutError, JobError, JobTimeout)
+FAILURES = (BadGeneration, ChatError, FleetError, RequestRefused, TimeoutError, JobError, JobTimeout)
+
+
+class Opening(TypedDict):
+    """How the conversations about a task begin."""
+
+    messages: list[Message]
+    tools: list[Tool]
 
 
 def request_seed(run_seed: int, task: Task, sample_index: int) -> int:
@@ -36,16 +45,16 @@ class RolloutRunner:
     jobs: JobPool
     replay: bool  # ask the sampler for the experts of each token
 
-    async def prompt(self, task: Task) -> list[dict[str, Any]]:
-        """The task's opening messages."""
+    async def prompt(self, task: Task) -> Opening:
+        """How the task's conversations begin."""
         return await self._env(task, "prompt", {"split": task.split, "index": task.index})
 
-    async def run(self, task: Task, messages: list[dict[str, Any]], sample_index: int, temperature: float) -> Rollout:
+    async def run(self, task: Task, opening: Opening, sample_index: int, temperature: float) -> Rollout:
         """Plays one conversation to its end; a failure is data in ``Rollout.error``."""
         rollout = Rollout(task, sample_index, lineage=-1, temperature=temperature, started=time.time())
-        state = {"split": task.split, "index": task.index, "messages": list(messages), "info": {}}
+        state = {"split": task.split, "index": task.index, "messages": list(opening["messages"]), "info": {}}
         try:
-            await self._converse(rollout, state)
+            await self._converse(rollout, state, opening["tools"])
             score = await self._env(task, "score", {"state": state})
             rollout.reward, rollout.metrics = float(score["reward"]), score["metrics"]
         except FAILURES as error:
@@ -53,12 +62,13 @@ class RolloutRunner:
         rollout.finished = time.time()
         return rollout
 
-    async def _converse(self, rollout: Rollout, state: dict[str, Any]) -> None:
-        history = render_prompt(self.tokenizer, state["messages"])
-        rollout.nodes.append(Node("user", _last_text(state), history))
+    async def _converse(self, rollout: Rollout, state: dict[str, Any], tools: list[Tool]) -> None:
+        history = None
         for turn in range(self.config.orchestrator.max_turns):
-            generation = await self._generate(rollout, history)
-            text = self._text(generation)
+            history = self._ask(rollout, history, state["messages"], tools)
+            generation = await self._generate(rollout, history.ids)
+            text, end = split_answer(self.tokenizer, generation.token_ids)
+            history = history.plus(generation.token_ids, text + end)
             self._append_answer(rollout, generation, text)
             state["messages"].append({"role": "assistant", "content": text})
             if turn + 1 == self.config.orchestrator.max_turns or generation.finish_reason == "length":
@@ -68,23 +78,20 @@ class RolloutRunner:
             if not reply["messages"]:
                 return
             state["messages"].extend(reply["messages"])
-            history = self._extend_history(rollout, history + generation.token_ids, state)
 
-    def _extend_history(self, rollout: Rollout, history: list[int], state: dict[str, Any]) -> list[int]:
+    def _ask(self, rollout: Rollout, history: History | None, messages: list[Message], tools: list[Tool]) -> History:
         """Appends the new messages by exact prefix, or forks a branch where the template rewrites history."""
-        added = extend(self.tokenizer, history, state["messages"])
-        if added is not None:
-            rollout.nodes.append(Node("user", _last_text(state), added, parent=len(rollout.nodes) - 1))
-            return history + added
-        fresh = render_prompt(self.tokenizer, state["messages"])
-        rollout.nodes.append(Node("user", _last_text(state), fresh))
-        return fresh
+        longer, forked = advance(self.tokenizer, history, messages, tools)
+        kept, parent = (0, None) if forked or history is None else (len(history.ids), len(rollout.nodes) - 1)
+        last = messages[-1]
+        rollout.nodes.append(Node(last["role"], last["content"], longer.ids[kept:], parent))
+        return longer
 
     async def _generate(self, rollout: Rollout, history: list[int]) -> Generation:
         params = {
             "max_tokens": self.config.orchestrator.max_new_tokens,
             "temperature": rollout.temperature,
-            "stop_token_ids": [self.tokenizer.eos_token_id],
+            "stop_token_ids": sorted(endings(self.tokenizer).ids),
             "return_routed_experts": self.replay,
         }
         seed = request_seed(self.config.seed, rollout.task, rollout.sample_index)
@@ -102,17 +109,8 @@ class RolloutRunner:
         if generation.routed_experts is not None:
             _share_routes(rollout, generation.routed_experts)
 
-    def _text(self, generation: Generation) -> str:
-        ids = generation.token_ids
-        ids = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
     async def _env(self, task: Task, method: str, payload: dict[str, Any]) -> Any:
         return await self.jobs.call(task.env, method, payload, timeout=self.config.environments.timeout)
-
-
-def _last_text(state: dict[str, Any]) -> str:
-    return str(state["messages"][-1].get("content", ""))
 
 
 def _share_routes(rollout: Rollout, routes: np.ndarray) -> None:
@@ -136,8 +134,7 @@ def to_samples(rollout: Rollout, config: ConfigDict) -> list[Sample]:
 
 
 def _sample(path: list[Node], rollout: Rollout, config: ConfigDict) -> Sample:
-    tokens = np.concatenate([np.asarray(node.token_ids, np.int32) for node in path])
-    sampled = np.concatenate([np.full(len(node.token_ids), node.sampled) for node in path])
+    tokens, sampled = flatten((node.token_ids, node.sampled) for node in path)
     routes = [node.routed_experts for node in path]
     known = [r for r in routes if r is not None]
     return Sample(

@@ -9,6 +9,8 @@ from typing import Any
 from aiohttp import web
 
 from intellect_jax.data.chat import render_prompt
+from intellect_jax.data.messages import ChatError, checked_messages, checked_tools
+from intellect_jax.data.template import endings
 from intellect_jax.sampler import stream
 from intellect_jax.sampler.protocol import BadRequest, build_request
 from intellect_jax.sampler.requests import Chunk, Request
@@ -19,6 +21,7 @@ _ENVELOPE = {
     "model",
     "prompt",
     "messages",
+    "tools",
     "stream",
     "user",
     "max_completion_tokens",
@@ -43,8 +46,11 @@ async def completions(http: web.Request) -> web.StreamResponse:
 
 async def chat_completions(http: web.Request) -> web.StreamResponse:
     state, body = _state(http), await read_json(http)
-    token_ids = _render(state, body.get("messages"))
+    token_ids = _render(state, body)
     params = _sampling_params(body)
+    stop = params.get("stop_token_ids") or []
+    if isinstance(stop, list) and not params.get("ignore_eos"):
+        params["stop_token_ids"] = stop + sorted(endings(state.tokenizer).ids)
     params.setdefault("max_tokens", body.get("max_completion_tokens") or state.limits.max_len - len(token_ids))
     request = build_request(token_ids, params, state.limits)
 
@@ -109,16 +115,14 @@ def _state(http: web.Request) -> ServerState:
     return state
 
 
-def _render(state: ServerState, messages: Any) -> list[int]:
-    well_formed = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
-    if not messages or not well_formed:
+def _render(state: ServerState, body: dict[str, Any]) -> list[int]:
+    if not body.get("messages"):
         raise BadRequest('messages must be a list of {"role": text, "content": text}')
     try:
-        return render_prompt(state.tokenizer, messages)
-    except Exception as error:  # templates refuse conversations in their own words
-        raise BadRequest(f"the chat template refuses these messages: {error}") from error
+        messages = checked_messages("messages", body["messages"])
+        return render_prompt(state.tokenizer, messages, checked_tools("tools", body.get("tools")))
+    except ChatError as error:
+        raise BadRequest(str(error)) from error
 
 
 def _sampling_params(body: dict[str, Any]) -> dict[str, Any]:

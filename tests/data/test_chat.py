@@ -6,13 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intellect_jax.bridge.tokenizer import CHARACTERS, load_tokenizer, write_character_tokenizer
-from intellect_jax.data.chat import extend, render_prompt, render_training
+from intellect_jax.data.chat import advance, render_prompt, render_training, split_answer
+from intellect_jax.data.template import endings
+from tests.data.tokenizers import family_tokenizer
 
-# Qwen's shape: something behind the end token. And GLM's: no end token, old turns lose their reasoning.
+# Qwen's shape: something behind the end token. And GLM's: turns stay open, old ones lose their reasoning.
 CHATML = """{%- for m in messages %}{{ '<|user|>' + m.role + '\n' + m.content + '<|end|>' + '\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|user|>assistant\n' }}{%- endif %}"""
-NO_END = """{%- for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{%- endfor %}
+OPEN = """{%- for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"""
+PLAIN = "{%- for m in messages %}{{ (m.role + ': ' if m.role != 'assistant' else '') + m.content }}{%- endfor %}"
 REWRITES = """{%- for m in messages %}{{ '<|' + m.role + '|>' }}
 {%- if m.role == 'assistant' and not loop.last %}{{ m.content.split('/')[-1] }}{% else %}{{ m.content }}{% endif %}
 {%- endfor %}{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"""
@@ -46,10 +49,17 @@ def with_template(folder, template):
 
 
 def written(tokenizer, messages):
-    """The masked stretches as texts."""
-    ids, mask = render_training(tokenizer, messages)
+    """The masked stretches of the only branch, as texts."""
+    ((ids, mask),) = render_training(tokenizer, messages)
     marked = "".join(tokenizer.decode([i]) if m else "\0" for i, m in zip(ids, mask, strict=True))
     return re.findall("[^\0]+", marked)
+
+
+def sampled(tokenizer, messages, ids):
+    """The branch after the sampler answered the prompt of ``messages`` with ``ids``."""
+    prompt, forked = advance(tokenizer, None, messages)
+    assert forked
+    return prompt.plus(ids, "".join(split_answer(tokenizer, ids)))
 
 
 def test_prompt(tokenizer):
@@ -59,7 +69,7 @@ def test_prompt(tokenizer):
 
 
 def test_mask_is_what_the_assistant_wrote(tokenizer):
-    ids, mask = render_training(tokenizer, CONVERSATION)
+    ((ids, mask),) = render_training(tokenizer, CONVERSATION)
     assert ids.dtype == "int32" and mask.dtype == "bool"
     assert ids.tolist() == tokenizer.apply_chat_template(CONVERSATION, return_dict=False)
     assert written(tokenizer, CONVERSATION) == ["cba<|end|>", "ed<|end|>"]
@@ -74,7 +84,7 @@ def test_prompt_and_completion_are_the_conversation(tokenizer, turns):
         messages.append({"role": "user", "content": question})
         prompt = render_prompt(tokenizer, messages)
         messages.append({"role": "assistant", "content": answer})
-        ids, mask = render_training(tokenizer, messages)
+        ((ids, mask),) = render_training(tokenizer, messages)
         assert ids[: len(prompt)].tolist() == prompt
         assert mask[len(prompt) :].all()
         assert tokenizer.decode(ids[len(prompt) :]) == answer + "<|end|>"
@@ -86,16 +96,38 @@ def test_what_a_template_adds_behind_the_end_token_is_not_trained(folder):
     assert written(tokenizer, CONVERSATION) == ["cba<|end|>", "ed<|end|>"]
 
 
-def test_a_template_without_end_token(folder):
-    assert written(with_template(folder, NO_END), CONVERSATION) == ["cba", "ed"]
+def test_a_template_that_closes_no_turn_gets_the_token_of_the_next(folder):
+    """As a sampled answer has it, since the sampler stops there."""
+    tokenizer = with_template(folder, OPEN)
+    user, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|end|>"])
+    assert endings(tokenizer).ids == {user, end}
+    assert written(tokenizer, CONVERSATION) == ["cba<|user|>", "ed<|user|>"]
 
 
-def test_rewritten_history_is_refused_and_names_the_turn(folder):
+def test_a_template_without_special_tokens(folder):
+    tokenizer = with_template(folder, PLAIN)
+    assert endings(tokenizer).ids == {tokenizer.eos_token_id}
+    assert written(tokenizer, CONVERSATION) == ["cba", "ed"]
+
+
+def test_rewritten_history_makes_a_branch_a_turn(folder):
+    """Each is what the sampler would see, and every answer is trained on once."""
     tokenizer = with_template(folder, REWRITES)
     messages = [*CONVERSATION]
     messages[2] = {"role": "assistant", "content": "think/cba"}
-    with pytest.raises(ValueError, match="the conversation up to message 2 is not a prefix"):
-        render_training(tokenizer, messages)
+    branches = render_training(tokenizer, messages)
+    assert [tokenizer.decode(ids) for ids, _ in branches] == [
+        "<|system|>be kind<|user|>abc<|assistant|>think/cba<|user|>",
+        "<|system|>be kind<|user|>abc<|assistant|>cba<|user|>de<|assistant|>ed<|user|>",
+    ]
+    assert [tokenizer.decode(ids[mask]) for ids, mask in branches] == ["think/cba<|user|>", "ed<|user|>"]
+
+
+def test_an_answer_that_does_not_follow_its_own_prompt_is_refused(folder):
+    """The prompt opens with reasoning, which the template never writes."""
+    tokenizer = with_template(folder, REWRITES.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|>think' }}"))
+    with pytest.raises(ValueError, match="writes message 2 otherwise than it prompts for it"):
+        render_training(tokenizer, CONVERSATION)
 
 
 def test_nothing_to_train_on_is_refused(tokenizer):
@@ -103,31 +135,51 @@ def test_nothing_to_train_on_is_refused(tokenizer):
         render_training(tokenizer, CONVERSATION[:2])
 
 
-@pytest.mark.parametrize("template", [None, CHATML, NO_END])
-def test_extend_appends_to_sampled_ids(folder, tokenizer, template):
+def test_what_a_template_refuses_is_one_kind_of_error(tokenizer):
+    with pytest.raises(ValueError, match="the chat template refuses this conversation: unknown role: wizard"):
+        render_prompt(tokenizer, [{"role": "wizard", "content": "x"}])
+
+
+@pytest.mark.parametrize("template", [None, CHATML, OPEN])
+def test_a_branch_appends_to_sampled_ids(folder, tokenizer, template):
     tokenizer = with_template(folder, template) if template else tokenizer
-    prompt = render_prompt(tokenizer, CONVERSATION[:2])
-    end = [] if template == NO_END else [tokenizer.eos_token_id]
-    history = prompt + tokenizer.encode("cba") + end
-    added = extend(tokenizer, history, CONVERSATION[:4])
-    assert added and history + added == render_prompt(tokenizer, CONVERSATION[:4])
+    end = tokenizer.encode("<|user|>" if template == OPEN else "<|end|>")
+    history = sampled(tokenizer, CONVERSATION[:2], tokenizer.encode("cba") + end)
+    longer, forked = advance(tokenizer, history, CONVERSATION[:4])
+    assert not forked and longer.ids[: len(history.ids)] == history.ids
+    assert longer.ids == render_prompt(tokenizer, CONVERSATION[:4])
 
 
-def test_extend_closes_an_answer_that_was_cut_off(tokenizer):
-    history = render_prompt(tokenizer, CONVERSATION[:2]) + tokenizer.encode("cba")
-    added = extend(tokenizer, history, CONVERSATION[:4])
-    assert tokenizer.decode(added) == "<|end|><|user|>de<|assistant|>"
+def test_an_answer_that_was_cut_off_is_closed_by_the_template(tokenizer):
+    history = sampled(tokenizer, CONVERSATION[:2], tokenizer.encode("cba"))
+    longer, forked = advance(tokenizer, history, CONVERSATION[:4])
+    assert not forked
+    assert tokenizer.decode(longer.ids[len(history.ids) :]) == "<|end|><|user|>de<|assistant|>"
 
 
-def test_extend_gives_up_on_rewritten_history(folder):
-    tokenizer = with_template(folder, REWRITES)
+@pytest.mark.parametrize(
+    ("template", "answer"),
+    [
+        (REWRITES, "think/cba<|user|>"),  # history is rewritten
+        (CHATML, "cba<|pad|>"),  # something else stands at the end
+        (CHATML.replace("m.content", "m.content | trim"), "cba <|end|>"),
+        (OPEN, "cba<|end|>"),  # ended, but not as this template goes on
+        ("{{ strftime_now('%f') }}" + CHATML, "cba<|end|>"),  # a clock within the history
+    ],
+)
+def test_rewritten_history_forks(folder, template, answer):
+    tokenizer = with_template(folder, template)
+    history = sampled(tokenizer, CONVERSATION[:2], tokenizer.encode(answer))
     messages = [*CONVERSATION[:4]]
-    messages[2] = {"role": "assistant", "content": "think/cba"}
-    history = render_prompt(tokenizer, messages[:2]) + tokenizer.encode("think/cba")
-    assert extend(tokenizer, history, messages) is None
+    messages[2] = {"role": "assistant", "content": split_answer(tokenizer, tokenizer.encode(answer))[0]}
+    if answer.endswith("<|pad|>"):
+        messages[2] = {"role": "assistant", "content": "cba"}
+    fresh, forked = advance(tokenizer, history, messages)
+    assert forked and fresh.ids[: len(history.ids)] != history.ids
+    assert tokenizer.decode(fresh.ids) == fresh.text
 
 
-def test_extend_never_retokenises_what_was_sampled(folder, tmp_path):
+def test_sampled_ids_are_never_tokenized_again(folder, tmp_path):
     """With a merge of a and b, an answer sampled as two tokens stays two tokens."""
     spec = json.loads((folder / "tokenizer.json").read_text())
     spec["model"]["vocab"]["ab"] = 102
@@ -139,7 +191,35 @@ def test_extend_never_retokenises_what_was_sampled(folder, tmp_path):
     a, b, ab = (tokenizer.convert_tokens_to_ids(t) for t in ("a", "b", "ab"))
     messages = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ab"}]
     messages.append({"role": "user", "content": "ab"})
-    prompt = render_prompt(tokenizer, messages[:1])
-    assert ab in prompt and a not in prompt
-    added = extend(tokenizer, [*prompt, a, b, tokenizer.eos_token_id], messages)
-    assert tokenizer.decode(added) == "<|user|>ab<|assistant|>" and ab in added
+    history = sampled(tokenizer, messages[:1], [a, b, tokenizer.eos_token_id])
+    assert ab in history.ids
+    longer, forked = advance(tokenizer, history, messages)
+    assert not forked and longer.ids[: len(history.ids)] == history.ids
+    assert longer.ids[len(history.ids) :] == render_prompt(tokenizer, messages[2:])
+
+
+def test_bytes_that_are_no_character_stay_as_they_were_sampled(tmp_path):
+    """The environment reads a replacement character; the branch goes on with the byte."""
+    tokenizer = family_tokenizer(tmp_path, "chatml")
+    half = tokenizer.encode("é")[:1] if len(tokenizer.encode("é")) > 1 else tokenizer.encode("ö")[:1]
+    messages = [{"role": "user", "content": "a"}]
+    history = sampled(tokenizer, messages, [*tokenizer.encode("x"), *half, tokenizer.eos_token_id])
+    text, end = split_answer(tokenizer, history.ids[-3:])
+    assert (text, end) == ("x\ufffd", "<|im_end|>")
+    messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "b"}]
+    longer, forked = advance(tokenizer, history, messages)
+    assert not forked and longer.ids[: len(history.ids)] == history.ids
+
+
+def test_text_that_the_tokenizer_normalizes_is_no_reason_to_fork(tmp_path):
+    """Qwen3's tokenizer composes what was typed in two pieces: decoding would not give the text back."""
+    tokenizer = family_tokenizer(
+        tmp_path, "qwen3", template=CHATML.replace("<|user|>", "<|im_start|>").replace("<|end|>", "<|im_end|>")
+    )
+    messages = [{"role": "user", "content": "e\u0301"}]
+    assert "e\u0301" not in tokenizer.decode(render_prompt(tokenizer, messages))
+    history = sampled(tokenizer, messages, tokenizer.encode("ok<|im_end|>"))
+    messages += [{"role": "assistant", "content": "ok"}, {"role": "user", "content": "b"}]
+    assert advance(tokenizer, history, messages)[1] is False
+    ((ids, mask),) = render_training(tokenizer, [*messages, {"role": "assistant", "content": "o\u0308"}])
+    assert tokenizer.decode(ids[mask]) == "ok<|im_end|>ö<|im_end|>"

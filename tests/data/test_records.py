@@ -6,8 +6,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from intellect_jax.data.records import open_source, to_messages
+from intellect_jax.data.records import Conversation, open_source, render_record, to_conversation
+from tests.data.tokenizers import family_tokenizer
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 MESSAGES = [{"role": "user", "content": "é"}, {"role": "assistant", "content": "b"}]
 
 
@@ -98,13 +100,32 @@ def test_an_empty_source_is_refused(tmp_path):
 
 
 def test_kinds_of_records():
-    assert to_messages("f:1", {"messages": MESSAGES}) == (MESSAGES, 0)
-    assert to_messages("f:1", {"prompt": "é", "completion": "b"}) == (MESSAGES, 1)
-    assert to_messages("f:1", {"prompt": MESSAGES, "completion": "c"}) == (
-        [*MESSAGES, {"role": "assistant", "content": "c"}],
-        2,
-    )
-    assert to_messages("f:1", {"prompt": "é", "completion": MESSAGES[1:], "messages": None}) == (MESSAGES, 1)
+    longer = [*MESSAGES, {"role": "assistant", "content": "c"}]
+    for record, expected in (
+        ({"messages": MESSAGES}, Conversation(MESSAGES, [], 0)),
+        ({"prompt": "é", "completion": "b"}, Conversation(MESSAGES, [], 1)),
+        ({"prompt": MESSAGES, "completion": "c"}, Conversation(longer, [], 2)),
+        ({"prompt": "é", "completion": MESSAGES[1:], "messages": None}, Conversation(MESSAGES, [], 1)),
+        ({"messages": MESSAGES, "tools": [TOOL]}, Conversation(MESSAGES, [TOOL], 0)),
+        ({"messages": MESSAGES, "tools": json.dumps([TOOL])}, Conversation(MESSAGES, [TOOL], 0)),
+    ):
+        assert to_conversation("f:1", record) == expected
+
+
+def test_tool_calls_and_reasoning():
+    """As data sets have them: null where nothing is, arguments as JSON text."""
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "é"}'}}
+    answer = {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [call]}
+    response = {"role": "tool", "content": "sky", "tool_calls": None, "tool_call_id": "1"}
+    messages = to_conversation("f:1", {"messages": [MESSAGES[0], answer, response]}).messages
+    parsed = {**call, "function": {"name": "look", "arguments": {"at": "é"}}}
+    assert messages[1] == {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [parsed]}
+    assert messages[2] == {"role": "tool", "content": "sky", "tool_call_id": "1"}
+    assert call["function"]["arguments"] == '{"at": "é"}'  # the record is left as it was
+
+
+def calling(call):
+    return {"messages": [{"role": "assistant", "content": "", "tool_calls": call}]}
 
 
 @pytest.mark.parametrize(
@@ -116,8 +137,41 @@ def test_kinds_of_records():
         ({"prompt": 3, "completion": "b"}, "f:9: no 'prompt'"),
         ([1], "f:9: a record must be an object, not list"),
         ({"messages": [{"role": "user"}]}, r"f:9: messages\[0\] must be an object with role and content"),
+        ({"messages": [{"role": "user", "content": 3}]}, r"f:9: messages\[0\]: content must be text, not int"),
+        (
+            {"prompt": "a", "completion": [{**MESSAGES[1], "reasoning_content": []}]},
+            "completion.*reasoning_content must",
+        ),
+        (
+            {"messages": [{**MESSAGES[0], "tool_calls": [1]}]},
+            "tool_calls are the assistant's, not those of role 'user'",
+        ),
+        (calling("look"), r"f:9: messages\[0\].tool_calls must be a list"),
+        (
+            calling([{"name": "look"}]),
+            r'f:9: messages\[0\].tool_calls\[0\] must be {"type": "function", "function": {"name"',
+        ),
+        (calling([{"function": {"name": "f", "arguments": "{"}}]), r"tool_calls\[0\].function.arguments is not JSON: "),
+        (calling([{"function": {"name": "f", "arguments": "[]"}}]), "arguments must be an object or its JSON text"),
+        ({"messages": MESSAGES, "tools": {"type": "function"}}, "f:9: tools must be a list of tools, not dict"),
+        ({"messages": MESSAGES, "tools": [TOOL, {"name": "f"}]}, r"f:9: tools\[1\] must be"),
+        ({"messages": MESSAGES, "tools": "[look]"}, "f:9: tools is not JSON: "),
     ],
 )
 def test_bad_records_say_what_is_missing(record, error):
     with pytest.raises(ValueError, match=error):
-        to_messages("f:9", record)
+        to_conversation("f:9", record)
+
+
+def test_what_a_template_cannot_write_names_file_and_line(tmp_path):
+    plain = family_tokenizer(tmp_path, "chatml")
+    call = {"prompt": "a", "completion": calling([{"function": {"name": "look"}}])["messages"]}
+    thinking = {"prompt": "a", "completion": [{"role": "assistant", "content": "b", "reasoning_content": "hm"}]}
+    for record, error in (
+        ({"messages": MESSAGES, "tools": [TOOL]}, "f:9: the chat template leaves out the tool 'look'"),
+        (call, "f:9: the chat template leaves out the tool 'look'"),
+        (thinking, "f:9: the chat template leaves out the reasoning_content of message 1"),
+        ({"messages": MESSAGES[:1]}, "f:9: no message of the assistant to train on"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            render_record(plain, "f:9", record)

@@ -9,6 +9,7 @@ from intellect_jax.bridge.tokenizer import load_tokenizer, write_character_token
 from intellect_jax.config import default_config
 from intellect_jax.data.sft import sft_batches
 from intellect_jax.types import STREAMS
+from tests.data.tokenizers import family_tokenizer
 
 RECORDS = 40
 
@@ -144,3 +145,27 @@ def test_a_missing_file_is_refused_at_once(config, tokenizer):
     config.sft.data = "missing.jsonl"
     with pytest.raises(ValueError, match="there is no file missing"):
         sft_batches(config, tokenizer, seed=0)
+
+
+def test_a_record_whose_template_rewrites_history_is_several_samples(tmp_path):
+    """Qwen3's rules: the second question drops the first answer's reasoning; the result of a tool does not."""
+    qwen3 = family_tokenizer(tmp_path / "tokenizer", "qwen3")
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "reasoning_content": "r1", "tool_calls": [call]},
+        {"role": "tool", "content": "b"},
+        {"role": "assistant", "reasoning_content": "r2", "content": "c"},
+        {"role": "user", "content": "d"},
+        {"role": "assistant", "reasoning_content": "r3", "content": "e"},
+    ]
+    config = config_for(tmp_path / "data.jsonl", [{"messages": messages}])
+    config.trainer.seq_buckets = (256,)
+    first, second = itertools.islice(sft_batches(config, qwen3, seed=0), 2)
+    found = Counter(t for _, t in segments(qwen3, first))
+    calling = '<think>\nr1\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>'
+    kept = calling + "<think>\nr2\n</think>\n\nc<|im_end|>"
+    fresh = "<think>\nr3\n</think>\n\ne<|im_end|>"
+    assert set(found) == {kept, fresh} and abs(found[kept] - found[fresh]) <= 1
+    resumed = next(sft_batches(config, qwen3, seed=0, start_step=1))
+    np.testing.assert_array_equal(resumed.arrays["tokens"], second.arrays["tokens"])

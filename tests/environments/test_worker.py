@@ -40,7 +40,10 @@ class Guessing(Environment):
         return 1
 
     def prompt(self, split, index):
-        return [{"role": "user", "content": "guess"}]
+        return [{"role": "user", "content": "guess"}] if index < 2 else ["guess"]
+
+    def tools(self, split, index):
+        return [{"type": "function", "function": {"name": "guess"}}] if index != 1 else [{"name": "guess"}]
 
     async def reply(self, state, message):
         state["info"]["guesses"] = state["info"].get("guesses", 0) + 1
@@ -109,12 +112,16 @@ def test_every_method_over_two_environments(start):
 
         assert await call("reverse_text", "size", split="train") == 7
         assert await call("reverse_text", "size", split="eval") == 3
-        prompt = await call("reverse_text", "prompt", split="eval", index=0)
-        text = prompt[0]["content"]
-        conversation = state([*prompt, *say(text[::-1])], split="eval")
+        opening = await call("reverse_text", "prompt", split="eval", index=0)
+        (prompt,) = opening["messages"]
+        assert opening["tools"] == []
+        conversation = state([prompt, *say(prompt["content"][::-1])], split="eval")
         assert await call("reverse_text", "reply", **conversation) == {"messages": [], "info": {}}
         score = await call("reverse_text", "score", **conversation)
         assert score == {"reward": 1.0, "metrics": {"similarity": 1.0, "exact_match": 1.0}}
+        opening = await call("guessing", "prompt", split="train", index=0)
+        tool = {"type": "function", "function": {"name": "guess"}}
+        assert opening == {"messages": [{"role": "user", "content": "guess"}], "tools": [tool]}
         answer = await call("guessing", "reply", **state(say("3"), guesses=1))
         assert answer == {"messages": [{"role": "user", "content": "higher"}], "info": {"guesses": 2}}
         answer = await call("guessing", "reply", **state(say("9"), guesses=2))
@@ -124,6 +131,12 @@ def test_every_method_over_two_environments(start):
             await call("guessing", "score", **state(say("0")))
         with pytest.raises(JobError, match=r"reverse_text.prompt: IndexError: eval has 3 examples"):
             await call("reverse_text", "prompt", split="eval", index=3)
+        with pytest.raises(
+            JobError, match=r"guessing.prompt: ChatError: tools\(\)\[0\] must be {\"type\": \"function\""
+        ):
+            await call("guessing", "prompt", split="train", index=1)
+        with pytest.raises(JobError, match=r"guessing.prompt: ChatError: prompt\(\)\[0\] must be an object with role"):
+            await call("guessing", "prompt", split="train", index=2)
 
     async def main():
         with running(start) as process:
@@ -132,7 +145,7 @@ def test_every_method_over_two_environments(start):
             process.terminate()
             _, log = process.communicate(timeout=10)
             assert process.returncode == 0
-            assert "Task was destroyed" not in log and log.count("Traceback") == 2, log  # the two errors above
+            assert "Task was destroyed" not in log and log.count("Traceback") == 4, log  # the errors above
 
     asyncio.run(main())
 

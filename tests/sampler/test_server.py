@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import copy
 import json
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,7 @@ from intellect_jax.types import Version
 from tests.policies import SMALL, random_params
 from tests.samplers import MAX_LEN, expected_logprobs, install, running, sampler_config, serving
 
+LOOK = {"type": "function", "function": {"name": "look"}}
 GENERATE = "/inference/v1/generate"
 
 
@@ -211,7 +213,13 @@ def test_text_routes(tokenizer):
                 streamed = await response.text()
             wrong = [
                 await post(session, "/v1/chat/completions", wrong)
-                for wrong in ({}, {"messages": [{"role": "wizard", "content": "x"}]})
+                for wrong in (
+                    {},
+                    {"messages": [{"role": "wizard", "content": "x"}]},
+                    {"messages": [{"role": "user", "content": 1}]},
+                    {**chat, "tools": [{"name": "look"}]},
+                    {**chat, "tools": [LOOK]},
+                )
             ]
             return tokens, completion, answer, streamed, wrong
 
@@ -224,7 +232,44 @@ def test_text_routes(tokenizer):
     assert answer["usage"]["completion_tokens"] == len(tokens["choices"][0]["token_ids"])
     events = [json.loads(e.removeprefix("data: ")) for e in streamed.strip().split("\n\n")[:-1]]
     assert "".join(e["choices"][0]["delta"]["content"] for e in events) == text
-    assert [status for status, _ in wrong] == [400, 400] and "unknown role" in wrong[1][1]["error"]["message"]
+    assert [status for status, _ in wrong] == [400] * 5
+    for (_, said), expected in zip(
+        wrong,
+        (
+            "messages must be a list",
+            "the chat template refuses this conversation: unknown role",
+            "messages[0]: content must be text, not int",
+            'tools[0] must be {"type": "function"',
+            "the chat template leaves out the tool 'look'",
+        ),
+        strict=True,
+    ):
+        assert expected in said["error"]["message"]
+
+
+def test_chat_with_tools(tokenizer):
+    """Calls, results and reasoning in OpenAI's form reach the template, null contents and JSON arguments included."""
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "é"}'}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "b"},
+    ]
+    chat = {"messages": messages, "tools": [LOOK], "max_tokens": 3, "seed": 1, "ignore_eos": True}
+    template = "{{ tools[0].function.name }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    template += "{{ c.function.arguments['at'] + c.function.name }}{% endfor %}{% endfor %}."
+    knows = copy.deepcopy(tokenizer)
+    knows.chat_template = template
+
+    async def scenario(state):
+        async with client(state) as session:
+            return await post(session, "/v1/chat/completions", chat)
+
+    with running(sampler_config(), knows) as state:
+        install(state, 0)
+        status, answer = asyncio.run(scenario(state))
+    assert status == 200, answer
+    assert answer["usage"] == {"prompt_tokens": len("lookaélookb."), "completion_tokens": 3, "total_tokens": 15}
 
 
 def test_text_routes_need_a_tokenizer(state):

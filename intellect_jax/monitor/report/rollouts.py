@@ -157,7 +157,7 @@ def _nodes(nodes: list[dict[str, Any]], table: _Texts, offset: int = 0) -> list[
         length = len(node["token_ids"])
         head = slice(0, min(max(start - at, 0), length))
         tail = slice(min(max(stop - at, head.stop), length), length)
-        fork = node["parent"] if node["parent"] not in (index - 1, -1) else None
+        fork = node["parent"] if node["parent"] != index - 1 else None  # -1: a branch of its own
         if head.stop or not length:
             shown.append(_node(node, head, fork, 0, table))
         if tail.start < length:

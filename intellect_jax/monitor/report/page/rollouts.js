@@ -73,7 +73,8 @@ function rolloutCard(rollout, group, colors, strength) {
 
 function turn(node, group, colors, strength, label) {
   const box = make("div");
-  if (label || label === null) box.append(make("div", { class: "turn" }, node.fork === null ? node.role : `${node.role}, after turn ${node.fork + 1} again`));
+  const from = node.fork < 0 ? "from a fresh prompt" : `after turn ${node.fork + 1} again`;
+  if (label || label === null) box.append(make("div", { class: "turn" }, node.fork === null ? node.role : `${node.role}, ${from}`));
   if (node.cut) box.append(make("div", { class: "missing" }, `… ${node.cut.toLocaleString("en-US")} tokens not shown …`));
   const tokens = make("div", { class: "tokens" });
   const versions = node.versions.flatMap(([version, length]) => Array(length).fill(version));
