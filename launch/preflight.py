@@ -21,6 +21,7 @@ from intellect_jax.data.records import TFDS, open_source, to_messages
 from intellect_jax.environments.loader import load_environment
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.lora_shape import Lora, refuse_absent
 from intellect_jax.parallel.axes import axis_sizes, refuse_uneven
 from launch import addresses, estimates
 from launch.configuration import Resolved
@@ -38,6 +39,7 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
     refuse_environments(config)
     tokenizer, cfg = refuse_model(config)
     if "trainer" in roles:
+        refuse_absent(Lora.from_config(config.lora), cfg)
         refuse_bad_record(config, tokenizer)
         if estimates.runs_on_cpu(config.trainer.platform):
             refuse_uneven(axis_sizes(config.parallel, estimates.cpu_devices()), config, cfg)
