@@ -1,9 +1,9 @@
 """A policy's LoRA adapter ↔ a PEFT folder (adapter_config.json, adapter_model.safetensors).
 
-PEFT keeps A [rank, in] and B [out, rank] of each layer. transformers 5 holds the routed experts of a layer in two
-tensors, ``gate_up_proj`` and ``down_proj``; PEFT wraps such a parameter (``target_parameters``, ``ParamWrapper`` of
-peft/tuners/lora/layer.py) and keeps A as [experts · rank, in], expert by expert, and B as [out, rank · experts], rank by
-rank. Of two wrapped parameters of a module the first one's factors are below ``base_layer``.
+PEFT keeps A [rank, in] and B [out, rank] of each linear map. transformers 5 holds the routed experts of a layer in two
+parameters, ``gate_up_proj`` and ``down_proj``; PEFT wraps those (``target_parameters``; ``ParamWrapper`` of
+peft/tuners/lora/layer.py) and keeps A as [experts · rank, in], expert by expert, and B as [out, rank · experts], with
+the experts of each rank together. Of the two the first one's factors are below ``base_layer``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def save_adapter(
     if jax.process_index() == 0:
         shutil.rmtree(work, ignore_errors=True)  # of an export that died
         work.mkdir(parents=True)
-        safetensors_file.write(work / WEIGHTS, dict(_tensors(policy.config, policy.adapter.lora, factors)))
+        safetensors_file.write(work / WEIGHTS, dict(peft_tensors(policy.config, policy.adapter.lora, factors)))
         write_json(work / CONFIG, _config(policy.config, policy.adapter.lora, base or policy.source))
         copy_tokenizer(tokenizer or policy.source, work)
         replace_folder(work, out)
@@ -101,16 +101,17 @@ def _modules(cfg: ModelConfig, lora: Lora) -> Iterator[Module]:
             continue
         layer, *expert = entry.index
         a, b = factor_paths(entry.path)
-        name, bs = entry.name.removesuffix(".weight"), (b,)
+        name, bs = entry.name.removesuffix(".weight"), [b]
         if fused := fused_name(entry.name):
             if any(expert) or entry.path[-1] == "up":  # the layer's first gate and down stand for all its experts
                 continue
             name = fused.replace(".gate_up_proj", ".base_layer").removesuffix(".down_proj")
-            bs = (b, factor_paths((*entry.path[:-1], "up"))[1]) if entry.path[-1] == "gate" else (b,)
-        yield Module(_PREFIX + name, target_of(entry.path) or "", layer, a, bs)
+            bs += [factor_paths((*entry.path[:-1], "up"))[1]] if entry.path[-1] == "gate" else []
+        yield Module(_PREFIX + name, target_of(entry.path) or "", layer, a, tuple(bs))
 
 
-def _tensors(cfg: ModelConfig, lora: Lora, factors: Params) -> Iterator[tuple[str, np.ndarray]]:
+def peft_tensors(cfg: ModelConfig, lora: Lora, factors: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a PEFT folder by its name, C-contiguous. ``factors``: the adapter tree in numpy."""
     for module in _modules(cfg, lora):
         a, bs = _stacked(factors, module, lora)
         b = np.concatenate(bs, axis=-1)
@@ -119,7 +120,7 @@ def _tensors(cfg: ModelConfig, lora: Lora, factors: Params) -> Iterator[tuple[st
 
 
 def _factors(cfg: ModelConfig, lora: Lora, tensors: dict[str, np.ndarray]) -> Params:
-    """The inverse of :func:`_tensors`; raises ValueError for tensors that are missing, left over or of other shapes."""
+    """The inverse of :func:`peft_tensors`; raises ValueError for tensors missing, left over or of other shapes."""
     factors = jax.tree.map(lambda spec: np.empty(spec.shape, spec.dtype), abstract_adapter(cfg, lora))
     left = dict(tensors)
     for module in _modules(cfg, lora):
@@ -154,7 +155,8 @@ def _taken(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) ->
 
 
 def _config(cfg: ModelConfig, lora: Lora, base: str | Path | None) -> dict[str, Any]:
-    modules, parameters = [], []
+    modules: list[str] = []
+    parameters: list[str] = []
     if "attention" in lora.targets:
         modules += _ATTENTION
     if "dense" in lora.targets and not cfg.num_moe_layers:

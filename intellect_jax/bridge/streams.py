@@ -44,15 +44,15 @@ class Fetcher:
         layer, within = entry.index[:1], entry.index[1:]
         key = (entry.path, layer, dtype)
         array = leaf(self._params, entry.path)
-        adapted = self._adapter is not None and self._adapter.lora.adapts(entry.path)
-        if _in_host_memory(array) and not adapted:
+        adapter = self._adapter if self._adapter and self._adapter.lora.adapts(entry.path) else None
+        if _in_host_memory(array) and adapter is None:
             return lambda: np.asarray(array)[entry.index]
         if key not in self._pieces:
             where, at = _everywhere(array.sharding), tuple(map(np.int32, layer))
-            if adapted:
-                a, b = (jnp.asarray(leaf(self._adapter.factors, path)) for path in factor_paths(entry.path))
+            if adapter:
+                a, b = (jnp.asarray(leaf(adapter.factors, path)) for path in factor_paths(entry.path))
                 batch_axes = stack_axes(entry.path) - len(layer)
-                piece = _merger(where, dtype, self._adapter.lora, batch_axes)(array, a, b, at)
+                piece = _merger(where, dtype, adapter.lora, batch_axes)(array, a, b, at)
             else:
                 piece = _slicer(where, dtype)(array, at)
             self._pieces[key] = piece.addressable_data(0)

@@ -50,27 +50,25 @@ def adapter_axes(cfg: ModelConfig, lora: Lora) -> Params:
 
 
 def init_adapter(cfg: ModelConfig, lora: Lora, seed: int) -> Params:
-    """Fresh float32 factors as PEFT makes them: A uniform within ±1 / sqrt(fan in), B zero. So the policy is its base."""
+    """Fresh float32 factors as PEFT makes them: A uniform within ±1 / sqrt(fan in), B zero, so that nothing changes."""
     factors = dict(_factors(cfg, lora))
     key = jax.random.fold_in(jax.random.key(seed), _STREAM)
     keys = dict(zip(sorted(factors), jax.random.split(key, len(factors)), strict=True))
 
     def fresh(path: TreePath, factor: Factor) -> Array:
+        if is_b(path):
+            return jnp.zeros(factor.shape, jnp.float32)
         bound = factor.fan_in**-0.5
-        return (
-            jnp.zeros(factor.shape, jnp.float32)
-            if is_b(path)
-            else jax.random.uniform(keys[path], factor.shape, jnp.float32, -bound, bound)
-        )
+        return jax.random.uniform(keys[path], factor.shape, jnp.float32, -bound, bound)
 
     return _tree({path: fresh(path, factor) for path, factor in factors.items()})
 
 
 def with_adapter(base: Params, adapter: Adapter) -> Params:
-    """The parameter tree that ``transformer.forward`` takes: the base with A and alpha / rank · B beside its kernels."""
+    """What ``transformer.forward`` takes as parameters: the base with A and alpha / rank · B beside its kernels."""
 
     def scaled(path: tuple[Any, ...], factor: Array) -> Array:
-        return factor * adapter.lora.scale if is_b(tuple(key.key for key in path)) else factor
+        return factor * adapter.lora.scale if is_b(_keys(path)) else factor
 
     return _union(base, jax.tree_util.tree_map_with_path(scaled, adapter.factors))
 

@@ -78,8 +78,9 @@ class MoE(nnx.Module):
         """Routed plus shared experts' output, and the experts chosen."""
         flat = x.reshape(-1, x.shape[-1])
         ids, weights = self.router(flat, None if replay is None else replay.reshape(flat.shape[0], -1))
-        kernels = (w.get_value().astype(x.dtype) for w in (self.experts.gate, self.experts.up, self.experts.down))
-        y = expert_mlp(flat, ids, weights, *kernels, self.experts.low_rank(x.dtype)).reshape(x.shape)
+        experts = self.experts
+        gate, up, down = (w.get_value().astype(x.dtype) for w in (experts.gate, experts.up, experts.down))
+        y = expert_mlp(flat, ids, weights, gate, up, down, experts.low_rank(x.dtype)).reshape(x.shape)
         if hasattr(self, "shared"):
             y = y + self.shared(x)
         return y, ids.reshape(*x.shape[:-1], -1).astype(jnp.int16)

@@ -108,7 +108,8 @@ def _attach_adapters(module: nnx.Module, params: Params) -> None:
     """Gives every module the factors that lie below ``lora`` beside its parameters (see lora.py)."""
     for name, value in params.items():
         if name == "lora":
-            module.lora = nnx.Dict({factor: nnx.Param(array) for factor, array in value.items()})
+            factors = {factor: nnx.Param(array) for factor, array in value.items()}
+            module.lora = nnx.Dict(factors)  # type: ignore[attr-defined]
         elif isinstance(value, dict):
             _attach_adapters(getattr(module, name), value)
 
