@@ -51,8 +51,12 @@ def adapter_axes(cfg: ModelConfig, lora: Lora) -> Params:
 
 def init_adapter(cfg: ModelConfig, lora: Lora, seed: int) -> Params:
     """Fresh float32 factors as PEFT makes them: A uniform within ±1 / sqrt(fan in), B zero, so that nothing changes."""
+    return _init(cfg, lora, jax.random.fold_in(jax.random.key(seed), _STREAM))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _init(cfg: ModelConfig, lora: Lora, key: Array) -> Params:
     factors = dict(_factors(cfg, lora))
-    key = jax.random.fold_in(jax.random.key(seed), _STREAM)
     keys = dict(zip(sorted(factors), jax.random.split(key, len(factors)), strict=True))
 
     def fresh(path: TreePath, factor: Factor) -> Array:

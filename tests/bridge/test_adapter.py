@@ -53,7 +53,7 @@ def test_factors_lie_as_peft_lays_them_out(tmp_path):
     np.testing.assert_allclose(delta, np.concatenate([gate, up], axis=1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["plain", "llama"])
 def test_the_merged_model_is_the_adapted_policy(name, tmp_path):
     policy = adapted(name)
     before = jax.device_get(policy.params)
@@ -64,8 +64,9 @@ def test_the_merged_model_is_the_adapted_policy(name, tmp_path):
     print(f"{name}: {error:.1e}")
     assert error <= 1e-5
     assert np.abs(np.asarray(replace(policy, adapter=None).logits(TOKENS)) - expected).max() > 0.5
+    published = dict(policy_tensors(policy, "float32"))
     for tensor, value in policy_tensors(merged, "float32"):
-        np.testing.assert_array_equal(value, dict(policy_tensors(policy, "float32"))[tensor])
+        np.testing.assert_array_equal(value, published[tensor])
     assert_trees_equal(jax.device_get(policy.params), before)
 
 
@@ -111,7 +112,7 @@ def test_a_folder_of_another_kind_is_refused(change, message, tmp_path):
 
 def test_a_folder_of_another_base_is_refused(tmp_path):
     save_adapter(adapted("plain"), tmp_path / "adapter")
-    with pytest.raises(UserError, match="cannot load the adapter in .*"):
+    with pytest.raises(UserError, match="cannot load the adapter in"):
         load_adapter(adapted("llama"), tmp_path / "adapter")
     with pytest.raises(UserError, match="No such file"):
         load_adapter(adapted("llama"), tmp_path / "nothing")

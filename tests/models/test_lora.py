@@ -1,19 +1,20 @@
 """Adapters beside frozen kernels: the same policy as with merged weights, and gradients of the factors alone."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from intellect_jax.bridge.huggingface import leaf
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.models.lora import adapter_axes, init_adapter, with_adapter
 from intellect_jax.models.lora_shape import TARGETS, Lora, factor_paths
-from tests.policies import CONFIGS, SMALL, loss_function, random_params, relative_error, with_random_adapter
+from tests.policies import SMALL, loss_function, random_params, relative_error, with_random_adapter
 
 TOKENS = np.random.default_rng(3).integers(0, SMALL.vocab_size, (4, 12)).astype(np.int32)
 LORA = Lora(4, 6.0, TARGETS)
-CASES = {"plain": TARGETS, "two_shared": ("dense",), "qwen3_moe": ("attention", "experts"), "llama": ("attention",)}
+SHORT = replace(SMALL, num_hidden_layers=2)  # a dense layer and a mixture of experts
 
 
 def merged_slowly(params, factors, lora):
@@ -32,10 +33,8 @@ def merged_slowly(params, factors, lora):
     return jax.tree_util.tree_map_with_path(merge, params)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradients_are_those_through_merged_weights(name):
-    cfg = CONFIGS[name]
-    lora = Lora(4, 6.0, CASES[name])
+def test_loss_and_gradients_are_those_through_merged_weights():
+    cfg, lora = SHORT, LORA
     policy = with_random_adapter(Policy(jax.device_put(random_params(cfg)), cfg), lora)
     loss, targets = loss_function(cfg), np.roll(TOKENS, 1)
 
@@ -48,7 +47,6 @@ def test_loss_and_gradients_are_those_through_merged_weights(name):
     mine, gradients = jax.jit(jax.value_and_grad(fast))(policy.adapter.factors)
     right, expected = jax.jit(jax.value_and_grad(slow))(policy.adapter.factors)
     np.testing.assert_allclose(mine, right, rtol=1e-5)
-    assert abs(right - loss(policy.params, TOKENS, targets)) > 0.1, "the adapters matter"
     for (path, gradient), other in zip(
         jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True
     ):
