@@ -120,14 +120,13 @@ def expert_mlp(
     layout = plan(expert_ids, experts, block_rows(expert_ids.size, experts))
     rows = dispatch(x, layout)
     matmul = partial(grouped_matmul, block_expert=layout.block_expert)
-    gated, upped = matmul(rows, gate), matmul(rows, up)
-    if low_rank is not None:
-        inner = matmul(rows, low_rank.gate_up_a)
-        gated, upped = gated + matmul(inner, low_rank.gate_b), upped + matmul(inner, low_rank.up_b)
+    if low_rank is None:
+        hidden = jax.nn.silu(matmul(rows, gate)) * matmul(rows, up)
+        return combine(matmul(hidden, down), weights, layout)
+    inner = matmul(rows, low_rank.gate_up_a)
+    gated, upped = matmul(rows, gate) + matmul(inner, low_rank.gate_b), matmul(rows, up) + matmul(inner, low_rank.up_b)
     hidden = jax.nn.silu(gated) * upped
-    out = matmul(hidden, down)
-    if low_rank is not None:
-        out = out + matmul(matmul(hidden, low_rank.down_a), low_rank.down_b)
+    out = matmul(hidden, down) + matmul(matmul(hidden, low_rank.down_a), low_rank.down_b)
     return combine(out, weights, layout)
 
 

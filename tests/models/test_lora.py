@@ -55,14 +55,14 @@ def test_loss_and_gradients_are_those_through_merged_weights():
 
 
 def test_fresh_adapters_change_nothing_and_depend_on_the_seed_alone():
-    params = jax.device_put(random_params(SMALL))
-    factors = init_adapter(SMALL, LORA, seed=1)
-    policy = Policy(params, SMALL)
+    params = jax.device_put(random_params(SHORT))
+    factors = init_adapter(SHORT, LORA, seed=1)
+    policy = Policy(params, SHORT)
     adapted = with_random_adapter(policy, LORA)
-    fresh = Policy(params, SMALL, None, adapted.adapter._replace(factors=factors))
+    fresh = Policy(params, SHORT, None, adapted.adapter._replace(factors=factors))
     np.testing.assert_array_equal(fresh.logits(TOKENS), policy.logits(TOKENS))
     assert not np.array_equal(adapted.logits(TOKENS), policy.logits(TOKENS))
-    for again, other in ((init_adapter(SMALL, LORA, 1), True), (init_adapter(SMALL, LORA, 2), False)):
+    for again, other in ((init_adapter(SHORT, LORA, 1), True), (init_adapter(SHORT, LORA, 2), False)):
         a, b = (tree["moe_layers"]["attention"]["q"]["lora"]["a"] for tree in (factors, again))
         assert np.array_equal(a, b) == other
 
