@@ -19,7 +19,7 @@ help:
 	@echo 'make evidence  long figures, into evidence/results; goes on where it was stopped'
 	@echo 'make lint      formatting, lint and types'
 	@echo 'make install   only prepare .venv'
-	@echo 'make oracle    only prepare .venv-oracle (PyTorch, transformers)'
+	@echo 'make oracle    only prepare .venv-oracle (PyTorch, transformers, peft)'
 
 install: .venv/.installed
 
@@ -71,5 +71,5 @@ endef
 	$(call create,.venv-oracle)
 	.venv-oracle/bin/python $(PIP) --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0+cpu' \
 		|| .venv-oracle/bin/python $(PIP) 'torch==2.13.*'
-	.venv-oracle/bin/python $(PIP) 'transformers>=5.19' accelerate safetensors jinja2 'numpy>=2.0'
+	.venv-oracle/bin/python $(PIP) 'transformers>=5.19' 'peft>=0.18' accelerate safetensors jinja2 'numpy>=2.0'
 	@touch $@

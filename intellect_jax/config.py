@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 from intellect_jax import config_rules
 from intellect_jax.models.config import TRAITS
+from intellect_jax.models.lora_shape import TARGETS
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ def tensorboard(value) -> str | None:
     return "False until tensorboardX is there: pip install 'intellect-jax[tensorboard]'" if missing else None
 
 
+def lora_targets(value) -> str | None:
+    good = all(target in TARGETS and value.count(target) == 1 for target in value)
+    return None if good else f"a tuple of different words out of {', '.join(TARGETS)}"
+
+
 def environments(value) -> str | None:
     fields = {"name", "ratio", "args"}
     good = all(isinstance(e, dict) and set(e) == fields and _is_environment(**e) for e in value)
@@ -136,6 +142,16 @@ SCHEMA: dict[str, Any] = {
         "max_position_embeddings": Key(512, "longest context the config file announces, tokens", at_least(1)),
         "initializer_range": Key(0.02, "standard deviation of fresh weights", above(0)),
         "compute_dtype": Key("bfloat16", "dtype of activations", one_of("bfloat16", "float32")),
+    },
+    "lora": {
+        "rank": Key(0, "rank of the adapters, which alone train (0: no LoRA, the whole policy trains)", at_least(0)),
+        "alpha": Key(16.0, "the adapters' share is alpha / rank", above(0)),
+        "targets": Key(
+            ("attention",),
+            "what has adapters: attention (all four projections), dense (MLPs of dense layers, shared experts), "
+            "experts (routed ones)",
+            lora_targets,
+        ),
     },
     "tokenizer": {
         "path": Key("", "tokenizer folder or id; empty: model.path's, or a character tokenizer for fresh weights"),
@@ -241,6 +257,11 @@ SCHEMA: dict[str, Any] = {
     },
     "export": {
         "enabled": Key(True, "write a Hugging Face folder when the run ends"),
+        "lora": Key(
+            "merged",
+            "of a LoRA run: the whole model with its adapters merged, or a PEFT adapter",
+            one_of("merged", "adapter"),
+        ),
         "dtype": Key("bfloat16", "dtype of exported weights", one_of("bfloat16", "float32")),
     },
     "monitor": {

@@ -95,6 +95,16 @@ RULES: tuple[Rule, ...] = (
         "keep at least max_off_policy_steps + 2 versions: the trainer may be so far ahead of the fleet",
     ),
     Rule(
+        ("lora.rank", "lora.targets"),
+        lambda c: c.lora.rank > 0 and not c.lora.targets,
+        "LoRA needs something to adapt: attention, dense, experts or several of them",
+    ),
+    Rule(
+        ("lora.rank", "export.lora", "model.path"),
+        lambda c: c.lora.rank > 0 and c.export.lora == "adapter" and not c.model.path,
+        "an adapter needs a base that others can load: give model.path, or export it merged",
+    ),
+    Rule(
         ("sft.microbatches", "trainer.microbatch_buckets"),
         lambda c: c.sft.microbatches > max(c.trainer.microbatch_buckets),
         "a supervised step must fit the largest microbatch bucket",

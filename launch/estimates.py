@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from math import lcm, prod
@@ -14,12 +14,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge import families
+from intellect_jax.bridge.families.table import Entry
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.lora_shape import Lora
 from launch import addresses
 
 BYTES = {"float32": 4, "bfloat16": 2}
-TRAINED = 16  # bytes a parameter in the trainer: float32 master, two moments, gradient
-SAVED = 12  # bytes a parameter in a checkpoint: all of these but the gradient
+TRAINED = 16  # bytes a trained parameter in the trainer: float32 master, two moments, gradient
+SAVED = 12  # bytes a trained parameter in a checkpoint: all of these but the gradient
 _CGROUPS = (  # (limit, use) of version 2, then 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -28,21 +30,48 @@ _DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
 def parameter_count(cfg: ModelConfig) -> int:
-    """Parameters of the whole policy; layers of a kind are equal, so one of each is counted."""
+    """Parameters of the whole policy."""
+    return _sum(cfg, lambda entry: prod(entry.shape))
+
+
+def adapter_count(cfg: ModelConfig, lora: Lora) -> int:
+    """Parameters of a policy's adapters."""
+
+    def factors(entry: Entry) -> int:
+        if not lora.adapts(entry.path):
+            return 0
+        outputs, inputs = entry.hf_shape
+        shares_a = entry.path[-1] == "up"  # a routed expert's, with its gate
+        return lora.rank * (outputs + (0 if shares_a else inputs))
+
+    return _sum(cfg, factors)
+
+
+def trained_count(config: ConfigDict, cfg: ModelConfig) -> int:
+    """Parameters that train."""
+    lora = Lora.from_config(config.lora)
+    return adapter_count(cfg, lora) if lora else parameter_count(cfg)
+
+
+def _sum(cfg: ModelConfig, size: Callable[[Entry], int]) -> int:
+    """Of ``size`` over all tensors; layers of a kind are equal, so one of each is counted."""
 
     def count(layers: int, dense: int) -> int:
         plain = replace(cfg, decoder_sparse_step=1, mlp_only_layers=())
         small = replace(plain, num_hidden_layers=layers, first_k_dense_replace=dense)
-        return sum(prod(entry.shape) for entry in families.of(cfg).entries(small))
+        return sum(size(entry) for entry in families.of(cfg).entries(small))
 
     rest = count(0, 0)
     dense_layer, moe_layer = count(1, 1) - rest, count(1, 0) - rest
     return rest + cfg.num_dense_layers * dense_layer + cfg.num_moe_layers * moe_layer
 
 
-def disk_bytes(config: ConfigDict, parameters: int) -> int:
-    """What checkpoints, versions and the export take at most; one more of each is there while it is written."""
-    total = (config.checkpoint.keep + 1 + _kept_besides(config)) * SAVED * parameters
+def disk_bytes(config: ConfigDict, parameters: int, trained: int) -> int:
+    """What checkpoints, versions and the export take at most; one more of each is there while it is written.
+
+    ``trained``: how many of the parameters, or beside them, train.
+    """
+    total = (config.checkpoint.keep + 1 + _kept_besides(config)) * SAVED * trained
     if config.trainer.max_steps:
         total += (config.weights.keep + 1) * BYTES[config.weights.dtype] * parameters
     if config.export.enabled:
@@ -56,9 +85,13 @@ def _kept_besides(config: ConfigDict) -> int:
     return 1 + config.trainer.max_steps // lcm(every, keep_every) if every and keep_every else 0
 
 
-def memory_bytes(config: ConfigDict, parameters: int, roles: tuple[str, ...]) -> int:
-    """Weights, gradients and moments of the roles that this machine runs; activations come on top."""
-    total = TRAINED * parameters * ("trainer" in roles)
+def memory_bytes(config: ConfigDict, parameters: int, trained: int, roles: tuple[str, ...]) -> int:
+    """Weights, gradients and moments of the roles that this machine runs; activations come on top.
+
+    A frozen base is counted as bfloat16, though it may be float32.
+    """
+    frozen = BYTES["bfloat16"] * parameters * (config.lora.rank > 0)
+    total = (TRAINED * trained + frozen) * ("trainer" in roles)
     if "sampler" in roles and not addresses.given(config, "sampler.urls"):
         total += config.sampler.num_servers * BYTES[config.sampler.dtype] * parameters
     return total

@@ -7,10 +7,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.checkpoint import Checkpoints
-from intellect_jax.bridge.save import save_pretrained
 from intellect_jax.errors import UserError
-from intellect_jax.models.transformer import abstract_params
-from intellect_jax.trainer.setup import make_policy, model_config
+from intellect_jax.models.lora_shape import Lora
+from intellect_jax.trainer.setup import abstract_trained, export_policy, initial_params, make_policy, model_config
 
 
 def main(config: ConfigDict, run_dir: Path, out_dir: Path, checkpoint: str = "") -> int:
@@ -21,13 +20,16 @@ def main(config: ConfigDict, run_dir: Path, out_dir: Path, checkpoint: str = "")
     checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
     step = _step(checkpoints.steps(), checkpoint, run_dir)
     cfg = model_config(config, run_dir)
-    restored = checkpoints.restore({"params": abstract_params(cfg)}, partial=True, step=step)
+    lora = Lora.from_config(config.lora)
+    restored = checkpoints.restore({"params": abstract_trained(cfg, lora)}, partial=True, step=step)
     checkpoints.close()
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint to export")
-    policy = make_policy(config, cfg, restored.state["params"])
-    save_pretrained(policy, out_dir, dtype=config.export.dtype, tokenizer=run_dir / "tokenizer")
-    print(f"step {restored.step} of {run_dir} as {config.export.dtype} in {out_dir}")
+    adapter = lora is not None and config.export.lora == "adapter"
+    base = initial_params(config, cfg, None, frozen=True) if lora and not adapter else None
+    policy = make_policy(config, cfg, restored.state["params"], base)
+    export_policy(config, policy, out_dir, run_dir / "tokenizer")
+    print(f"step {restored.step} of {run_dir} as {'adapter' if adapter else config.export.dtype} in {out_dir}")
     return 0
 
 

@@ -20,6 +20,7 @@ from intellect_jax.data.records import TFDS, open_source, render_record, to_conv
 from intellect_jax.environments.loader import load_environment
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.lora_shape import Lora, refuse_absent
 from intellect_jax.parallel.axes import axis_sizes, refuse_uneven
 from launch import addresses, estimates
 from launch.configuration import Resolved
@@ -37,6 +38,7 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
     refuse_environments(config)
     tokenizer, cfg = refuse_model(config)
     if "trainer" in roles:
+        refuse_absent(Lora.from_config(config.lora), cfg)
         refuse_bad_record(config, tokenizer)
         if estimates.runs_on_cpu(config.trainer.platform):
             refuse_uneven(axis_sizes(config.parallel, estimates.cpu_devices()), config, cfg)
@@ -135,18 +137,18 @@ def refuse_bad_record(config: ConfigDict, tokenizer: Any) -> None:
 
 def refuse_small_machine(config: ConfigDict, cfg: ModelConfig, run_dir: Path, roles: tuple[str, ...]) -> None:
     """Less disk than checkpoints and versions need, or on a CPU less memory than weights and moments need."""
-    parameters = estimates.parameter_count(cfg)
+    parameters, trained = estimates.parameter_count(cfg), estimates.trained_count(config, cfg)
     what = f"model.path={config.model.path}" if config.model.path else f"model.hidden_size={cfg.hidden_size}"
     what = f"{what} ({parameters:,} parameters)"
     platforms = [config[role].platform for role in ("trainer", "sampler") if role in roles]
-    needed, available = estimates.memory_bytes(config, parameters, roles), estimates.available_memory()
+    needed, available = estimates.memory_bytes(config, parameters, trained, roles), estimates.available_memory()
     if available is not None and all(map(estimates.runs_on_cpu, platforms)) and needed > available:
         raise UserError(
             f"{what}: needs {_gib(needed)} of memory, available are {_gib(available)}: choose a smaller model"
         )
     if "trainer" not in roles:
         return
-    needed = estimates.disk_bytes(config, parameters)
+    needed = estimates.disk_bytes(config, parameters, trained)
     free = shutil.disk_usage(_existing(run_dir)).free
     free += sum(estimates.folder_bytes(run_dir / name) for name in ("checkpoints", "weights", "export"))
     if needed > free:

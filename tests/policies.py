@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from intellect_jax.bridge.policy import Policy
 from intellect_jax.models.config import TRAITS, ModelConfig
+from intellect_jax.models.lora import Adapter, abstract_adapter
+from intellect_jax.models.lora_shape import Lora
 from intellect_jax.models.rope_scaling import RopeScaling
 from intellect_jax.models.transformer import abstract_params, forward, logits
 
@@ -144,8 +147,8 @@ def logits_function(cfg: ModelConfig) -> Callable[..., jax.Array]:
     return jax.jit(compute)
 
 
-def loss_and_gradients(cfg: ModelConfig) -> Callable[..., tuple[jax.Array, Any]]:
-    """A compiled function of parameters, tokens and targets [B, S]: mean cross-entropy and its gradients."""
+def loss_function(cfg: ModelConfig) -> Callable[..., jax.Array]:
+    """A function of parameters, tokens and targets [B, S]: mean cross-entropy."""
     compute = logits_function(cfg)
 
     def loss(params, tokens, targets):
@@ -153,10 +156,23 @@ def loss_and_gradients(cfg: ModelConfig) -> Callable[..., tuple[jax.Array, Any]]
         logprobs = jax.nn.log_softmax(compute(params, tokens, positions, jnp.ones_like(tokens)))
         return -jnp.take_along_axis(logprobs, targets[..., None], axis=-1).mean()
 
-    return jax.jit(jax.value_and_grad(loss))
+    return loss
+
+
+def loss_and_gradients(cfg: ModelConfig) -> Callable[..., tuple[jax.Array, Any]]:
+    """A compiled function of parameters, tokens and targets [B, S]: mean cross-entropy and its gradients."""
+    return jax.jit(jax.value_and_grad(loss_function(cfg)))
 
 
 def relative_error(mine: np.ndarray, theirs: np.ndarray) -> float:
     """L2 norm of the difference, relative to ``theirs``; 0 where both are 0."""
     difference = float(np.linalg.norm(mine - theirs))
     return difference / float(np.linalg.norm(theirs)) if difference else 0.0
+
+
+def with_random_adapter(policy: Policy, lora: Lora, seed: int = 0) -> Policy:
+    """The policy with an adapter of which neither factor is zero."""
+    rng = np.random.default_rng(seed)
+    shapes = abstract_adapter(policy.config, lora)
+    factors = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.15, leaf.shape), jnp.float32), shapes)
+    return dataclasses.replace(policy, adapter=Adapter(factors, lora))

@@ -11,13 +11,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from intellect_jax.bridge.adapter import load_adapter, save_adapter
     from intellect_jax.bridge.load import load_pretrained
     from intellect_jax.bridge.policy import Policy
     from intellect_jax.bridge.save import save_pretrained
 
-__all__ = ["Policy", "load_pretrained", "save_pretrained"]
+__all__ = ["Policy", "load_adapter", "load_pretrained", "save_adapter", "save_pretrained"]
 
-_HOMES = {"Policy": "policy", "load_pretrained": "load", "save_pretrained": "save"}
+_HOMES = {
+    "Policy": "policy",
+    "load_adapter": "adapter",
+    "load_pretrained": "load",
+    "save_adapter": "adapter",
+    "save_pretrained": "save",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,17 +12,20 @@ from jaxtyping import Array, Float, Int
 
 from intellect_jax.models import transformer
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.lora import Adapter, with_adapter
 from intellect_jax.models.transformer import Params
 
 
 @dataclass(frozen=True)
 class Policy:
     """``params``: the tree of ``models.transformer``, of device arrays. ``source``: the Hugging Face folder whose
-    unused tensors, unknown config keys, tokenizer and tensor names an export takes along; None for fresh weights."""
+    unused tensors, unknown config keys, tokenizer and tensor names an export takes along; None for fresh weights.
+    ``adapter``: LoRA on top of ``params``; what is written as a whole model has it merged."""
 
     params: Params
     config: ModelConfig
     source: Path | None = None
+    adapter: Adapter | None = None
 
     def logits(self, tokens: Int[Array, "b s"], segment_ids: Int[Array, "b s"] | None = None) -> Float[Array, "b s v"]:
         """Float32 logits, computed in the dtype of the parameters.
@@ -32,7 +35,8 @@ class Policy:
         """
         tokens = jnp.asarray(tokens, jnp.int32)
         segments = jnp.ones_like(tokens) if segment_ids is None else jnp.asarray(segment_ids, jnp.int32)
-        return _logits(self.params, self.config, tokens, segments)
+        params = with_adapter(self.params, self.adapter) if self.adapter else self.params
+        return _logits(params, self.config, tokens, segments)
 
 
 @partial(jax.jit, static_argnums=1)

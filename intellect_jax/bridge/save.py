@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from intellect_jax.bridge import families, plan
 from intellect_jax.bridge.families import hf_config
-from intellect_jax.bridge.huggingface import hf_tensor
+from intellect_jax.bridge.huggingface import hf_tensor, to_hf
 from intellect_jax.bridge.plan import Output
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.bridge.source import INDEX, TOKENIZER_FILES, Source
@@ -47,22 +49,36 @@ def save_pretrained(
     if first:
         shutil.rmtree(work, ignore_errors=True)  # of an export that died
         work.mkdir(parents=True)
-    _meet("folder made")
+    meet("folder made")
     _write_weights(policy, source, files, work)
-    _meet("weights written")
+    meet("weights written")
     if first:
         _write_index(work, files)
-        _copy_tokenizer(tokenizer or policy.source, work)
+        copy_tokenizer(tokenizer or policy.source, work)
         special = _special_ids(work) if tokenizer else {}
-        _write_json(work / "config.json", _with_ids(_config(policy, source, dtype), special))
-        _write_json(work / "generation_config.json", _with_ids(_generation_config(source), special))
-        _replace_folder(work, out)
-    _meet("folder renamed")
+        write_json(work / "config.json", _with_ids(_config(policy, source, dtype), special))
+        write_json(work / "generation_config.json", _with_ids(_generation_config(source), special))
+        replace_folder(work, out)
+    meet("folder renamed")
+
+
+def policy_tensors(policy: Policy, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor under its Hugging Face name, as :func:`huggingface.to_hf` yields it, with the adapter merged.
+
+    Beside the policy itself, one layer of two of its arrays is in memory at a time.
+    """
+    if policy.adapter is None:
+        yield from to_hf(policy.params, policy.config, dtype)
+        return
+    fetch = Fetcher(policy.params, policy.adapter)
+    for tensor in plan.outputs(policy.config, dtype, None):
+        (entry,) = tensor.parts
+        yield tensor.name, hf_tensor(entry, fetch(entry, tensor.dtype)(), tensor.dtype)
 
 
 def _write_weights(policy: Policy, source: Source | None, files: list[list[Output]], folder: Path) -> None:
     """Every process walks all tensors; it fetches and writes those of every n-th file."""
-    fetch = Fetcher(policy.params)
+    fetch = Fetcher(policy.params, policy.adapter)
     names = plan.file_names(len(files))
     with BackgroundWriter() as writer:
         for number, tensors in enumerate(files):
@@ -95,7 +111,7 @@ def _write_index(folder: Path, files: list[list[Output]]) -> None:
         return
     weight_map = {t.name: name for name, of in zip(plan.file_names(len(files)), files, strict=True) for t in of}
     size = sum(tensor.nbytes for tensors in files for tensor in tensors)
-    _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _config(policy: Policy, source: Source | None, dtype: str) -> Json:
@@ -113,7 +129,7 @@ def _generation_config(source: Source | None) -> Json:
     return json.loads(path.read_text()) if path and path.is_file() else {}
 
 
-def _copy_tokenizer(folder: str | Path | None, target: Path) -> None:
+def copy_tokenizer(folder: str | Path | None, target: Path) -> None:
     for file in (Path(folder) / name for name in TOKENIZER_FILES) if folder else ():
         if file.is_file():
             shutil.copyfile(file, target / file.name)
@@ -136,16 +152,16 @@ def _with_ids(values: Json, special: dict[str, int]) -> Json:
     return {**values, **{name: token for name, token in special.items() if not known(name, token)}}
 
 
-def _meet(what: str) -> None:
+def meet(what: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"export: {what}")
 
 
-def _write_json(path: Path, content: Json) -> None:
+def write_json(path: Path, content: Json) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _replace_folder(work: Path, final: Path) -> None:
+def replace_folder(work: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():

@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+FLOAT32_SUFFIX = ".e_score_correction_bias"  # of tensors that checkpoints keep in float32 among bfloat16
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -73,6 +74,13 @@ class Source:
         return {
             name: (file, where) for file in self._files() for name, where in safetensors_file.read_header(file).items()
         }
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest of ``bfloat16`` and ``float32`` that holds every tensor exactly, but for the few that the
+        policy keeps in float32 anyway."""
+        kinds = {where.dtype for name, (_, where) in self.tensors.items() if not name.endswith(FLOAT32_SUFFIX)}
+        return "bfloat16" if kinds == {"BF16"} else "float32"
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as a view of its file: nothing is read until it is looked at."""

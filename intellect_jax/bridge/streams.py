@@ -18,6 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from intellect_jax.bridge.families.table import Entry
 from intellect_jax.bridge.huggingface import leaf
+from intellect_jax.models.lora import Adapter, merged
+from intellect_jax.models.lora_shape import Lora, factor_paths, stack_axes
 from intellect_jax.models.transformer import Params
 
 _FLUSH = 256 << 20  # bytes between flushes to the disk, which then writes while the next ones are made
@@ -29,19 +31,30 @@ class Fetcher:
     Every process must fetch the same pieces in the same order: pieces of arrays on several hosts are gathered.
     """
 
-    def __init__(self, params: Params):
+    def __init__(self, params: Params, adapter: Adapter | None = None):
         self._params = jax.tree.map(jnp.asarray, params)
+        self._adapter = adapter
         self._pieces: OrderedDict[tuple[Any, ...], jax.Array] = OrderedDict()
 
     def __call__(self, entry: Entry, dtype: np.dtype) -> Callable[[], np.ndarray]:
-        """A function that brings what the policy has at ``entry`` to the host, in ``dtype`` or as it is there."""
+        """A function that brings what the policy has at ``entry`` to the host, in ``dtype`` or as it is there.
+
+        An adapter is merged in float32 on the way.
+        """
         layer, within = entry.index[:1], entry.index[1:]
         key = (entry.path, layer, dtype)
         array = leaf(self._params, entry.path)
-        if _in_host_memory(array):
+        adapter = self._adapter if self._adapter and self._adapter.lora.adapts(entry.path) else None
+        if _in_host_memory(array) and adapter is None:
             return lambda: np.asarray(array)[entry.index]
         if key not in self._pieces:
-            piece = _slicer(_everywhere(array.sharding), dtype)(array, tuple(map(np.int32, layer)))
+            where, at = _everywhere(array.sharding), tuple(map(np.int32, layer))
+            if adapter:
+                a, b = (jnp.asarray(leaf(adapter.factors, path)) for path in factor_paths(entry.path))
+                batch_axes = stack_axes(entry.path) - len(layer)
+                piece = _merger(where, dtype, adapter.lora, batch_axes)(array, a, b, at)
+            else:
+                piece = _slicer(where, dtype)(array, at)
             self._pieces[key] = piece.addressable_data(0)
             if len(self._pieces) > 2:  # gate and up of fused experts alternate
                 self._pieces.popitem(last=False)
@@ -98,6 +111,14 @@ class FlushingFile:
 @lru_cache(maxsize=64)
 def _slicer(where: Sharding, dtype: np.dtype) -> Callable[..., jax.Array]:
     return jax.jit(lambda array, index: array[index].astype(dtype), out_shardings=where)
+
+
+@lru_cache(maxsize=64)
+def _merger(where: Sharding, dtype: np.dtype, lora: Lora, batch_axes: int) -> Callable[..., jax.Array]:
+    def merge(array, a, b, index):
+        return merged(array[index], a[index], b[index], lora, batch_axes).astype(dtype)
+
+    return jax.jit(merge, out_shardings=where)
 
 
 def _in_host_memory(array: jax.Array) -> bool:

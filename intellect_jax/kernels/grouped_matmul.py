@@ -8,6 +8,7 @@ Shape suffixes: T tokens, K experts per token, E experts, P padded rows, N block
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -95,6 +96,16 @@ def grouped_matmul(
     return jnp.einsum("nmd,ndf->nmf", blocks, w[block_expert]).reshape(x.shape[0], -1)
 
 
+class LowRank(NamedTuple):
+    """Low-rank terms of the experts' weights (R rank): x A B is added to x W. Gate and up share their A."""
+
+    gate_up_a: Float[Array, "e d r"]
+    gate_b: Float[Array, "e r f"]
+    up_b: Float[Array, "e r f"]
+    down_a: Float[Array, "e f r"]
+    down_b: Float[Array, "e r d"]
+
+
 def expert_mlp(
     x: Float[Array, "t d"],
     expert_ids: Int[Array, "t k"],
@@ -102,14 +113,21 @@ def expert_mlp(
     gate: Float[Array, "e d f"],
     up: Float[Array, "e d f"],
     down: Float[Array, "e f d"],
+    low_rank: LowRank | None = None,
 ) -> Float[Array, "t d"]:
     """Weighted sum of the chosen experts' SwiGLU outputs; dropless, exact for any routing."""
     experts = gate.shape[0]
     layout = plan(expert_ids, experts, block_rows(expert_ids.size, experts))
     rows = dispatch(x, layout)
-    hidden = jax.nn.silu(grouped_matmul(rows, gate, layout.block_expert))
-    hidden = hidden * grouped_matmul(rows, up, layout.block_expert)
-    return combine(grouped_matmul(hidden, down, layout.block_expert), weights, layout)
+    matmul = partial(grouped_matmul, block_expert=layout.block_expert)
+    if low_rank is None:
+        hidden = jax.nn.silu(matmul(rows, gate)) * matmul(rows, up)
+        return combine(matmul(hidden, down), weights, layout)
+    inner = matmul(rows, low_rank.gate_up_a)
+    gated, upped = matmul(rows, gate) + matmul(inner, low_rank.gate_b), matmul(rows, up) + matmul(inner, low_rank.up_b)
+    hidden = jax.nn.silu(gated) * upped
+    out = matmul(hidden, down) + matmul(matmul(hidden, low_rank.down_a), low_rank.down_b)
+    return combine(out, weights, layout)
 
 
 def expert_mlp_reference(x, expert_ids, weights, gate, up, down):

@@ -37,7 +37,10 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias); ``kernel`` may map one input axis to several output axes or several to one."""
+    """x @ kernel (+ bias); ``kernel`` may map one input axis to several output axes or several to one.
+
+    An adapter (see lora.py) that was attached as ``lora`` adds (x @ a) @ b.
+    """
 
     def __init__(self, rngs, shape, axes, scale: float, bias_axes: int = 0, contract: int = 1):
         self.kernel = param(rngs, shape, axes, scale)
@@ -47,6 +50,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = jnp.tensordot(x, self.kernel.get_value().astype(x.dtype), axes=self.contract)
+        if hasattr(self, "lora"):
+            a, b = (self.lora[name].get_value().astype(x.dtype) for name in ("a", "b"))
+            y = y + jnp.tensordot(jnp.tensordot(x, a, axes=self.contract), b, axes=1)
         return y + self.bias.get_value().astype(x.dtype) if hasattr(self, "bias") else y
 
 

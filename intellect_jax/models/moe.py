@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from intellect_jax.kernels.grouped_matmul import expert_mlp
+from intellect_jax.kernels.grouped_matmul import LowRank, expert_mlp
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.layers import MLP, constant, param
 
@@ -57,6 +57,12 @@ class Experts(nnx.Module):
         self.up = param(rngs, (e, d, f), ("expert", "embed", "expert_mlp"), std)
         self.down = param(rngs, (e, f, d), ("expert", "expert_mlp", "embed"), std)
 
+    def low_rank(self, dtype: jnp.dtype) -> LowRank | None:
+        """The adapter (see lora.py) that was attached as ``lora``."""
+        if not hasattr(self, "lora"):
+            return None
+        return LowRank(**{name: factor.get_value().astype(dtype) for name, factor in self.lora.items()})
+
 
 class MoE(nnx.Module):
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
@@ -72,8 +78,9 @@ class MoE(nnx.Module):
         """Routed plus shared experts' output, and the experts chosen."""
         flat = x.reshape(-1, x.shape[-1])
         ids, weights = self.router(flat, None if replay is None else replay.reshape(flat.shape[0], -1))
-        kernels = (w.get_value().astype(x.dtype) for w in (self.experts.gate, self.experts.up, self.experts.down))
-        y = expert_mlp(flat, ids, weights, *kernels).reshape(x.shape)
+        experts = self.experts
+        gate, up, down = (w.get_value().astype(x.dtype) for w in (experts.gate, experts.up, experts.down))
+        y = expert_mlp(flat, ids, weights, gate, up, down, experts.low_rank(x.dtype)).reshape(x.shape)
         if hasattr(self, "shared"):
             y = y + self.shared(x)
         return y, ids.reshape(*x.shape[:-1], -1).astype(jnp.int16)

@@ -99,7 +99,19 @@ def _layer_definition(cfg: ModelConfig, moe: bool) -> tuple[nnx.GraphDef, nnx.St
 
 def _layer(cfg: ModelConfig, moe: bool, params: Params) -> DecoderLayer:
     graphdef, state = _layer_definition(cfg, moe)
-    return nnx.merge(graphdef, _filled(state, params))
+    layer = nnx.merge(graphdef, _filled(state, params))
+    _attach_adapters(layer, params)
+    return layer
+
+
+def _attach_adapters(module: nnx.Module, params: Params) -> None:
+    """Gives every module the factors that lie below ``lora`` beside its parameters (see lora.py)."""
+    for name, value in params.items():
+        if name == "lora":
+            factors = {factor: nnx.Param(array) for factor, array in value.items()}
+            module.lora = nnx.Dict(factors)  # type: ignore[attr-defined]
+        elif isinstance(value, dict):
+            _attach_adapters(getattr(module, name), value)
 
 
 def _filled(state: nnx.State, params: Params) -> nnx.State:

@@ -10,7 +10,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.checkpoint import Checkpoints
-from intellect_jax.bridge.save import save_pretrained
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.trainer import setup
@@ -88,8 +87,6 @@ def _next_lineage(run_dir: Path) -> int:
 def _export(trainer: Trainer, state: TrainState, run_dir: Path) -> None:
     if trainer.config.export.enabled:
         watchdog.progress("exporting")
-        dtype = trainer.config.export.dtype
         folder = run_dir / "export"
-        policy = setup.make_policy(trainer.config, trainer.cfg, state.params)
-        save_pretrained(policy, folder, dtype=dtype, tokenizer=run_dir / "tokenizer")
+        setup.export_policy(trainer.config, trainer.policy(state), folder, run_dir / "tokenizer")
         log.info("exported to %s", folder)

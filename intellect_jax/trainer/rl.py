@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intellect_jax.bridge.checkpoint import Checkpoints
-from intellect_jax.bridge.huggingface import to_hf
+from intellect_jax.bridge.save import policy_tensors
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
@@ -82,7 +82,7 @@ class RLLoop:
     def publish(self, *, replace_damaged: bool = False) -> Path:
         """Writes the current version to the weight store; returns its manifest."""
         watchdog.progress(f"publishing version {self.version}")
-        tensors = to_hf(self.state.params, self.trainer.cfg, self.trainer.config.weights.dtype)
+        tensors = policy_tensors(self.trainer.policy(self.state), self.trainer.config.weights.dtype)
         return self.store.publish(self.version, tensors, replace_damaged=replace_damaged)
 
     def mend(self, damaged: Version) -> None:

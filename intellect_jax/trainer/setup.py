@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from intellect_jax.bridge.adapter import save_adapter
 from intellect_jax.bridge.huggingface import load_config
 from intellect_jax.bridge.load import load_pretrained
 from intellect_jax.bridge.policy import Policy
-from intellect_jax.bridge.source import find_folder
+from intellect_jax.bridge.save import save_pretrained
+from intellect_jax.bridge.source import Source, find_folder
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.models.config import ModelConfig
-from intellect_jax.models.transformer import abstract_params, init_params, param_axes
+from intellect_jax.models.lora import Adapter, abstract_adapter, adapter_axes, init_adapter
+from intellect_jax.models.lora_shape import Lora, refuse_absent
+from intellect_jax.models.transformer import Params, abstract_params, init_params, param_axes
 from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.axes import refuse_uneven
 from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
@@ -41,14 +46,17 @@ class Trainer:
     optimizer: Any
     programs: dict[tuple[int, ...], Any]  # compiled step by batch shape [M, R, S]
     abstract_state: TrainState
+    base: Params | None = None  # of a LoRA run: the frozen parameters
 
     def init_state(self) -> TrainState:
-        """The state before any step: fresh weights, or those of ``model.path``; zero moments."""
+        """The state before any step: fresh weights, those of ``model.path``, or fresh adapters; zero moments."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        if self.config.model.path:
-            params = load_pretrained(self.config.model.path, self.mesh).params
+        lora = Lora.from_config(self.config.lora)
+        if lora:
+            init = partial(init_adapter, self.cfg, lora, self.config.seed)
+            params = jax.jit(init, out_shardings=shardings.params)()
         else:
-            params = jax.device_put(init_params(self.cfg, self.config.seed), shardings.params)
+            params = initial_params(self.config, self.cfg, self.mesh)
         return TrainState(params, jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params))
 
     def step(self, state: TrainState, batch: PackedBatch, learning_rate: float) -> tuple[TrainState, dict[str, float]]:
@@ -62,8 +70,12 @@ class Trainer:
         arrays = self._to_device(batch)
         rate = jax.device_put(np.float32(learning_rate), NamedSharding(self.mesh, PartitionSpec()))
         with jax.transfer_guard("disallow"):
-            state, metrics = self.programs[batch.shape](state, arrays, rate)
+            state, metrics = self.programs[batch.shape](state, arrays, rate, self.base)
         return state, {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+    def policy(self, state: TrainState) -> Policy:
+        """What a state stands for, to publish and to export."""
+        return make_policy(self.config, self.cfg, state.params, self.base)
 
     def _to_device(self, batch: PackedBatch) -> dict[str, jax.Array]:
         wanted = batch_specs(self.config, self.cfg, self.mesh, batch.shape)
@@ -80,9 +92,39 @@ def model_config(config: ConfigDict, run_dir: Path) -> ModelConfig:
     return ModelConfig.from_config(config.model, len(load_tokenizer(run_dir / "tokenizer")))
 
 
-def make_policy(config: ConfigDict, cfg: ModelConfig, params: Any) -> Policy:
-    """What a run exports: its parameters, with what else ``model.path`` holds."""
-    return Policy(params, cfg, find_folder(config.model.path) if config.model.path else None)
+def initial_params(config: ConfigDict, cfg: ModelConfig, mesh: Mesh | None, frozen: bool = False) -> Params:
+    """The parameters before any step, sharded over ``mesh`` (None: on one device): fresh ones, or ``model.path``'s.
+
+    They are float32; ``frozen`` ones are kept as ``model.path`` stores them if that is bfloat16: nothing is added up in
+    them, so they lose no bit and take half the memory.
+    """
+    if config.model.path:
+        dtype = Source(find_folder(config.model.path)).dtype if frozen else "float32"
+        return load_pretrained(config.model.path, mesh, dtype).params
+    params = init_params(cfg, config.seed)
+    return jax.device_put(params, tree_shardings(mesh, param_axes(cfg))) if mesh else params
+
+
+def make_policy(config: ConfigDict, cfg: ModelConfig, trained: Params, base: Params | None = None) -> Policy:
+    """What a run exports: what it trained, with LoRA on top of ``base``, and what else ``model.path`` holds."""
+    source = find_folder(config.model.path) if config.model.path else None
+    lora = Lora.from_config(config.lora)
+    if lora is None:
+        return Policy(trained, cfg, source)
+    return Policy(base or {}, cfg, source, Adapter(trained, lora))
+
+
+def abstract_trained(cfg: ModelConfig, lora: Lora | None) -> Params:
+    """What trains, as jax.ShapeDtypeStruct: the whole policy, or its adapters."""
+    return abstract_adapter(cfg, lora) if lora else abstract_params(cfg)
+
+
+def export_policy(config: ConfigDict, policy: Policy, out_dir: Path, tokenizer: Path) -> None:
+    """Writes what ``export`` asks for: a whole model, or of a LoRA run its adapter alone."""
+    if policy.adapter and config.export.lora == "adapter":
+        save_adapter(policy, out_dir, tokenizer=tokenizer, base=config.model.path)
+    else:
+        save_pretrained(policy, out_dir, dtype=config.export.dtype, tokenizer=tokenizer)
 
 
 def batch_specs(
@@ -103,9 +145,12 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     cfg = model_config(config, run_dir)
     mesh = make_mesh(config.parallel)
     refuse_uneven(dict(mesh.shape), config, cfg)
+    lora = Lora.from_config(config.lora)
+    refuse_absent(lora, cfg)
     optimizer = make_optimizer(config.trainer.optimizer)
-    state = abstract_state(cfg, mesh, optimizer)
-    trainer = Trainer(config, cfg, mesh, optimizer, {}, state)
+    state = abstract_state(cfg, mesh, optimizer, lora)
+    base = initial_params(config, cfg, mesh, frozen=True) if lora else None
+    trainer = Trainer(config, cfg, mesh, optimizer, {}, state, base)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
@@ -118,14 +163,15 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
         for microbatches in config.trainer.microbatch_buckets:
             shape, start = (microbatches, config.trainer.rows, seq), time.monotonic()
             watchdog.progress(f"compiling the step for batches {shape}")
-            trainer.programs[shape] = step.lower(state, batch_specs(config, cfg, mesh, shape), rate).compile()
+            trainer.programs[shape] = step.lower(state, batch_specs(config, cfg, mesh, shape), rate, base).compile()
             log.info("compiled the step for batches %s in %.1f s", shape, time.monotonic() - start)
     return trainer
 
 
-def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any) -> TrainState:
+def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any, lora: Lora | None = None) -> TrainState:
     """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie."""
-    params = jax.tree.map(_with_sharding, abstract_params(cfg), tree_shardings(mesh, param_axes(cfg)))
+    axes = adapter_axes(cfg, lora) if lora else param_axes(cfg)
+    params = jax.tree.map(_with_sharding, abstract_trained(cfg, lora), tree_shardings(mesh, axes))
     replicated = NamedSharding(mesh, PartitionSpec())
     by_path = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 

@@ -20,6 +20,8 @@ from ml_collections import ConfigDict
 from intellect_jax.algorithms.losses import LOSSES, Streams, reference_kl
 from intellect_jax.kernels.logprobs import token_logprobs
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.lora import Adapter, with_adapter
+from intellect_jax.models.lora_shape import Lora
 from intellect_jax.models.transformer import Params, forward, logits
 
 COMPONENTS = ("rl", "ce", "ref_kl")
@@ -27,7 +29,7 @@ Batch = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    params: Params  # float32 masters
+    params: Params  # float32 masters of what trains: the whole policy, or with LoRA its adapters
     opt_state: optax.OptState
 
 
@@ -37,11 +39,13 @@ class StepOptions(NamedTuple):
     losses: tuple[tuple[str, ConfigDict], ...]  # (name, hyper-parameters), indexed by loss_id
     compute_dtype: jnp.dtype
     remat: bool
+    lora: Lora | None = None
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> StepOptions:
         losses = ((config.algorithm.loss, config.algorithm[config.algorithm.loss]),)
-        return cls(losses, jnp.dtype(config.model.compute_dtype), config.trainer.remat)
+        lora = Lora.from_config(config.lora)
+        return cls(losses, jnp.dtype(config.model.compute_dtype), config.trainer.remat, lora)
 
 
 def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: StepOptions) -> tuple[Array, Array]:
@@ -78,9 +82,15 @@ def members(batch: Batch, component: str) -> Array:
 
 
 def microbatch_loss(
-    params: Params, cfg: ModelConfig, micro: Batch, counts: dict[str, Array], options: StepOptions
+    trained: Params,
+    cfg: ModelConfig,
+    micro: Batch,
+    counts: dict[str, Array],
+    options: StepOptions,
+    base: Params | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """This microbatch's share of the batch's loss, and sums for the metrics."""
+    params = trained if base is None or options.lora is None else with_adapter(base, Adapter(trained, options.lora))
     logprobs, entropy = batch_logprobs(params, cfg, micro, options)
     losses = {c: jnp.sum(loss) / counts[c] for c, loss in component_losses(logprobs, micro, options).items()}
     sums = _token_sums(jax.lax.stop_gradient(logprobs), entropy, micro)
@@ -101,15 +111,20 @@ def _token_sums(logprobs: Array, entropy: Array, micro: Batch) -> dict[str, Arra
     }
 
 
-def accumulate(params: Params, cfg: ModelConfig, batch: Batch, options: StepOptions) -> tuple[Params, dict[str, Array]]:
-    """Gradient of the whole batch's loss and the metric sums, scanning over microbatches; empty ones cost nothing."""
+def accumulate(
+    params: Params, cfg: ModelConfig, batch: Batch, options: StepOptions, base: Params | None = None
+) -> tuple[Params, dict[str, Array]]:
+    """Gradient of the whole batch's loss and the metric sums, scanning over microbatches; empty ones cost nothing.
+
+    ``base``: with LoRA the frozen parameters, ``params`` being the adapters.
+    """
     counts = {c: jnp.maximum(jnp.sum(members(batch, c)), 1).astype(jnp.float32) for c in COMPONENTS}
     grad_fn = jax.grad(microbatch_loss, has_aux=True)
 
     def add(carry, micro):
         def run(carry):
             grads, sums = carry
-            new_grads, new_sums = grad_fn(params, cfg, micro, counts, options)
+            new_grads, new_sums = grad_fn(params, cfg, micro, counts, options, base)
             largest = jnp.maximum(sums["fresh_max"], new_sums["fresh_max"])
             sums = {**jax.tree.map(jnp.add, sums, new_sums), "fresh_max": largest}
             return jax.tree.map(jnp.add, grads, new_grads), sums
@@ -124,10 +139,15 @@ def accumulate(params: Params, cfg: ModelConfig, batch: Batch, options: StepOpti
 def make_train_step(
     cfg: ModelConfig, options: StepOptions, optimizer: optax.GradientTransformation
 ) -> Callable[..., Any]:
-    """``step(state, batch, learning_rate) -> (state, metrics)``; jit it with the state donated."""
+    """``step(state, batch, learning_rate, base) -> (state, metrics)``; jit it with the state donated.
 
-    def step(state: TrainState, batch: Batch, learning_rate: Array) -> tuple[TrainState, dict[str, Array]]:
-        grads, sums = accumulate(state.params, cfg, batch, options)
+    ``base``: the frozen parameters of a LoRA run, else None.
+    """
+
+    def step(
+        state: TrainState, batch: Batch, learning_rate: Array, base: Params | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        grads, sums = accumulate(state.params, cfg, batch, options, base)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         return TrainState(params, opt_state), {**sums, "grad_norm": optax.global_norm(grads)}

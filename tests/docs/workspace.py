@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from intellect_jax.models.config import ModelConfig
 from tests.docs.pages import ROOT
 
 RUN = "runs/debug_cpu-seed0"
@@ -45,6 +46,8 @@ def make(clone: Path) -> None:
     checkpoints.save(200, {"params": jax.device_put(params)}, {})
     checkpoints.close()
     save_pretrained(Policy(params, cfg), run_dir / "export", tokenizer=run_dir / "tokenizer")
+    save_pretrained(Policy(params, cfg), clone / "base", tokenizer=run_dir / "tokenizer")
+    make_lora_run(clone / "runs" / "lora", clone / "base", cfg)
     prompt = Node("user", "abc", [3, 4])
     answer = Node("assistant", "cba", [5, 6], 0, True, [-0.1, -0.2], [0, 1])
     rollout = Rollout(Task(0, "reverse_text", "train", 0), 0, 0, 1.0, [prompt, answer], 1.0)
@@ -53,6 +56,26 @@ def make(clone: Path) -> None:
     write_summary(run_dir)
     (run_dir / "logs").mkdir()
     (run_dir / "logs" / "trainer.log").write_text("supervised fine-tuning done\n")
+
+
+def make_lora_run(run_dir: Path, base: Path, cfg: ModelConfig) -> None:
+    """What docs/lora.md starts: a run whose checkpoint holds adapters."""
+    import jax
+
+    from intellect_jax.bridge.checkpoint import Checkpoints
+    from intellect_jax.models.lora import init_adapter
+    from intellect_jax.models.lora_shape import TARGETS, Lora
+    from launch import configuration, rundir
+
+    config = configuration.load(ROOT / "configs" / "debug_cpu.py")
+    config.run.name, config.model.path = run_dir.name, str(base)
+    config.lora.rank, config.lora.targets = 8, TARGETS
+    run_dir.mkdir(parents=True)
+    rundir.write_config(config, run_dir)
+    shutil.copytree(base.parent / RUN / "tokenizer", run_dir / "tokenizer")
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    checkpoints.save(120, {"params": jax.device_put(init_adapter(cfg, Lora(8, 16.0, TARGETS), 0))}, {})
+    checkpoints.close()
 
 
 if __name__ == "__main__":

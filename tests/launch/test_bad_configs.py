@@ -117,6 +117,23 @@ BAD = {
         "--config.parallel.tensor=2 --config.parallel.fsdp=1",
         "'tensor': 2}} do not multiply to 1 device",
     ),
+    "target of LoRA that the policy lacks": (
+        "--config.lora.rank=4 --config.lora.targets=attention,experts --config.model.family=llama",
+        "lora.targets=('attention', 'experts'): this llama has no routed experts: drop 'experts'",
+    ),
+    "unknown target of LoRA": (
+        "--config.lora.rank=4 --config.lora.targets=mlp",
+        "lora.targets=('mlp',): must be a tuple of different words out of attention, dense, experts",
+    ),
+    "LoRA of nothing": (
+        "--config.lora.rank=4 --config.lora.targets=()",
+        "lora.rank=4, lora.targets=(): LoRA needs something to adapt: attention, dense, experts or several of them",
+    ),
+    "LoRA without a share": ("--config.lora.alpha=0", "lora.alpha=0.0: must be greater than 0"),
+    "adapter without a base": (
+        "--config.lora.rank=4 --config.export.lora=adapter",
+        "lora.rank=4, export.lora='adapter', model.path='': an adapter needs a base that others can load",
+    ),
     "evaluation of nothing": ("eval", "no published weights to evaluate: train first"),
     "export of nothing": ("export", "has no checkpoint to export: train first, or give another run.name"),
     "option of another command": ("eval --fresh", "--fresh means nothing to `launch eval`, only to: run, sft"),

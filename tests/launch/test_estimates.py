@@ -1,11 +1,15 @@
 from math import prod
 
+import jax
 import pytest
 
 from intellect_jax import config as schema
 from intellect_jax.bridge.families import glm4_moe
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.models.lora import abstract_adapter
+from intellect_jax.models.lora_shape import TARGETS, Lora
 from launch import estimates
+from tests.policies import CONFIGS
 
 
 @pytest.mark.parametrize(
@@ -19,25 +23,40 @@ def test_parameters_are_those_of_a_checkpoint(changes):
     assert estimates.parameter_count(cfg) == sum(prod(entry.hf_shape) for entry in glm4_moe.entries(cfg))
 
 
+@pytest.mark.parametrize("name", ["plain", "llama", "qwen3_moe_sparse_step", "no_shared"])
+@pytest.mark.parametrize("targets", [("attention",), ("dense",), ("experts",), TARGETS])
+def test_adapters_are_counted(name, targets):
+    lora = Lora(3, 1.0, targets)
+    shapes = jax.tree.leaves(abstract_adapter(CONFIGS[name], lora))
+    assert estimates.adapter_count(CONFIGS[name], lora) == sum(prod(leaf.shape) for leaf in shapes)
+
+
+def test_memory_and_disk_of_adapters_are_those_of_what_trains():
+    config = schema.default_config()
+    config.lora.rank, config.export.enabled, config.trainer.max_steps = 4, False, 0
+    assert estimates.memory_bytes(config, 1000, 10, ("trainer",)) == 2_000 + 160
+    assert estimates.disk_bytes(config, 1000, 10) == 3 * 120
+
+
 def test_memory_counts_every_copy_on_this_machine():
     config = schema.default_config()
     config.sampler.num_servers = 2
     everything = ("trainer", "orchestrator", "sampler", "env")
-    assert estimates.memory_bytes(config, 1000, everything) == 16_000 + 2 * 2_000
-    assert estimates.memory_bytes(config, 1000, ("trainer",)) == 16_000
+    assert estimates.memory_bytes(config, 1000, 1000, everything) == 16_000 + 2 * 2_000
+    assert estimates.memory_bytes(config, 1000, 1000, ("trainer",)) == 16_000
     config.sampler.urls = ("http://elsewhere:80",)
-    assert estimates.memory_bytes(config, 1000, everything) == 16_000
+    assert estimates.memory_bytes(config, 1000, 1000, everything) == 16_000
 
 
 def test_disk_counts_what_is_there_while_the_next_is_written():
     config = schema.default_config()
     config.checkpoint.keep, config.weights.keep, config.weights.dtype = 2, 4, "float32"
-    assert estimates.disk_bytes(config, 1000) == 3 * 12_000 + 5 * 4_000 + 2_000
+    assert estimates.disk_bytes(config, 1000, 1000) == 3 * 12_000 + 5 * 4_000 + 2_000
     config.trainer.max_steps, config.checkpoint.every, config.checkpoint.keep_every = 100, 20, 30
-    assert estimates.disk_bytes(config, 1000) == (3 + 2) * 12_000 + 5 * 4_000 + 2_000  # steps 0 and 60 as well
+    assert estimates.disk_bytes(config, 1000, 1000) == (3 + 2) * 12_000 + 5 * 4_000 + 2_000  # steps 0 and 60 as well
     config.checkpoint.keep_every = 0
     config.trainer.max_steps, config.export.enabled = 0, False
-    assert estimates.disk_bytes(config, 1000) == 3 * 12_000
+    assert estimates.disk_bytes(config, 1000, 1000) == 3 * 12_000
 
 
 def test_this_machine_has_memory():
