@@ -46,7 +46,7 @@ def get_config(arg: str | None = None):
 
     weights = config.weights  # 538 MB a version
     weights.dtype = "float32"  # exactly what the trainer holds, so that logprobs agree to rounding
-    weights.keep = 2
+    weights.keep = 3
     config.checkpoint.every = 20  # 1.6 GB each
     config.checkpoint.keep = 1
     return config
