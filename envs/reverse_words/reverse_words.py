@@ -4,8 +4,8 @@ The prompt is a short instruction, one worked example, and different words from 
 2·LCS / (|answer| + |target|), all in words, with LCS the length of the longest common subsequence; ``exact_match`` is a
 metric. Spacing does not count, spelling, case and punctuation do.
 
-Train and held-out prompts are disjoint by construction: the words' places in the list sum to an even number in the one and
-to an odd number in the other.
+Train and held-out prompts are disjoint by construction: the words' places in the list sum to an even number in the one
+and to an odd number in the other.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import random
 from intellect_jax.environments.base import Environment, Message, Score, State
 from intellect_jax.environments.rubric import Rubric
 
-WORDS = (
-    "dog moon tree car blue fish bird milk book door rain fire gold king hand star "
-    "boat ring wind road hill lake bear wolf rose corn leaf apple bread chair cloud dance "
-    "earth field glass green heart horse house light metal money month mouth music night ocean paper "
-    "piano plant river salt sand ship snow song stone street summer table train water winter wood"
-).split()
+TEXT = """
+dog moon tree car blue fish bird milk book door rain fire gold king hand star boat ring wind road hill lake bear wolf
+rose corn leaf apple bread chair cloud dance earth field glass green heart horse house light metal money month mouth
+music night ocean paper piano plant river salt sand ship snow song stone street summer table train water winter wood
+"""
+WORDS = tuple(TEXT.split())
 EXAMPLE = "red cat sun"  # none of them in the list: copying the example must not pay
 PARITY = {"train": 0, "eval": 1}
 

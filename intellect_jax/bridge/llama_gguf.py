@@ -103,8 +103,8 @@ class LlamaFile:
             yield hf_name(tensor.name), halves_from_pairs(values, heads[kind]) if kind in heads else values
 
     def tokenizer(self) -> Any:
-        """The ``tokenizers.Tokenizer``. GGUF only names how text is split: ``smollm`` is every digit alone, then GPT-2's
-        pattern (llama.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM)."""
+        """The ``tokenizers.Tokenizer``. GGUF only names how text is split: ``smollm`` is every digit alone, then
+        GPT-2's pattern (llama.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM)."""
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         tokens = self.get("tokenizer.ggml.tokens")

