@@ -23,9 +23,7 @@ def get_config(arg: str | None = None):
     trainer.optimizer.learning_rate = 2e-5
     trainer.remat = True  # faster on a CPU, and less memory
     trainer.rows = 8
-    trainer.seq_buckets = (
-        104,
-    )  # two rollouts a row, of at most 41 + 10 tokens: longer rows waste attention across them
+    trainer.seq_buckets = (104,)  # two rollouts a row, of at most 41 + 10 tokens: longer rows waste attention
     trainer.microbatch_buckets = (4,)  # 4 * 8 rows * 2 rollouts: exactly a batch
 
     orchestrator = config.orchestrator
@@ -40,8 +38,8 @@ def get_config(arg: str | None = None):
     sampler = config.sampler
     sampler.dtype = "float32"
     sampler.slots = 64
-    sampler.max_len = 56
-    sampler.prefill_buckets = (56,)
+    sampler.max_len = 52
+    sampler.prefill_buckets = (52,)
     sampler.prefill_rows = 8
     sampler.decode_steps = 2
 

@@ -1,7 +1,7 @@
 """Runs in the oracle environment (PyTorch, transformers, gguf): SmolLM2 as transformers computes and tokenises it.
 
 python smollm2_worker.py MODEL_FOLDER WORK: WORK/in.json has ``texts`` (lists of token ids), ``question`` (token ids)
-and ``new_tokens``; WORK/out.npz gets ``logits_<i>`` float32 [tokens, V] for each text, and ``greedy`` int64 [new_tokens].
+and ``new_tokens``; WORK/out.npz gets ``logits_<i>`` float32 [tokens, V] for each text, ``greedy`` int64 [new_tokens].
 
 python smollm2_worker.py FILE.gguf WORK: WORK/texts.json has a list of texts; WORK/ids.json gets the token ids that
 transformers' own reading of the GGUF file's tokenizer gives each of them.
