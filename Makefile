@@ -71,5 +71,5 @@ endef
 	$(call create,.venv-oracle)
 	.venv-oracle/bin/python $(PIP) --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0+cpu' \
 		|| .venv-oracle/bin/python $(PIP) 'torch==2.13.*'
-	.venv-oracle/bin/python $(PIP) 'transformers>=5.19' 'peft>=0.18' accelerate safetensors jinja2 'numpy>=2.0'
+	.venv-oracle/bin/python $(PIP) 'transformers>=5.19' 'peft>=0.18' accelerate safetensors jinja2 'gguf>=0.17' 'numpy>=2.0'
 	@touch $@

@@ -9,6 +9,7 @@ Shape suffixes: M microbatches, R rows, S tokens of a row, L MoE layers, K exper
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from intellect_jax.algorithms.losses import LOSSES, Streams, reference_kl
-from intellect_jax.kernels.logprobs import token_logprobs
+from intellect_jax.kernels.logprobs import member_logprobs
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora import Adapter, with_adapter
 from intellect_jax.models.lora_shape import Lora
@@ -49,7 +50,7 @@ class StepOptions(NamedTuple):
 
 
 def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: StepOptions) -> tuple[Array, Array]:
-    """log p(tokens[t] | tokens[<t]) at the token's temperature, and entropy, each [R, S]; index 0 means nothing."""
+    """log p(tokens[t] | tokens[<t]) at the token's temperature, and entropy, each [R, S]; 0 outside ``loss_mask``."""
     out = forward(
         params,
         cfg,
@@ -61,7 +62,8 @@ def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: Step
         remat=options.remat,
     )
     previous = jnp.roll(out.hidden, 1, axis=1)  # token t is predicted from position t-1
-    return token_logprobs(logits(params, cfg, previous), micro["tokens"], micro["temperature"])
+    project = partial(logits, params, cfg)
+    return member_logprobs(project, previous, micro["tokens"], micro["temperature"], micro["loss_mask"])
 
 
 def component_losses(logprobs: Float[Array, "r s"], micro: Batch, options: StepOptions) -> dict[str, Array]:

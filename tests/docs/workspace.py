@@ -54,6 +54,7 @@ def make(clone: Path) -> None:
     write_rollouts(run_dir / "rollouts", "step-000001", [rollout])
     shutil.copyfile(Path(__file__).parent / "metrics_sample.jsonl", run_dir / "metrics.jsonl")
     write_summary(run_dir)
+    make_smollm2(clone, run_dir)
     (run_dir / "logs").mkdir()
     (run_dir / "logs" / "trainer.log").write_text("supervised fine-tuning done\n")
 
@@ -76,6 +77,22 @@ def make_lora_run(run_dir: Path, base: Path, cfg: ModelConfig) -> None:
     checkpoints = Checkpoints(run_dir / "checkpoints")
     checkpoints.save(120, {"params": jax.device_put(init_adapter(cfg, Lora(8, 16.0, TARGETS), 0))}, {})
     checkpoints.close()
+
+
+def make_smollm2(clone: Path, run_dir: Path) -> None:
+    """A llama where docs/smollm2.md has the real one, with another run's tokenizer and metrics."""
+    from intellect_jax.bridge import Policy, save_pretrained
+    from intellect_jax.config import default_config
+    from intellect_jax.models.transformer import init_params
+
+    model = default_config().model
+    model.update({"family": "llama", "attention_bias": False, "partial_rotary_factor": 1.0})
+    cfg = ModelConfig.from_config(model, 102)
+    folder = clone / "models" / "SmolLM2-135M-Instruct"
+    save_pretrained(Policy(init_params(cfg, 0), cfg), folder, tokenizer=run_dir / "tokenizer")
+    trained = clone / "runs" / "smollm2_cpu-seed0"
+    trained.mkdir()
+    shutil.copyfile(run_dir / "metrics.jsonl", trained / "metrics.jsonl")
 
 
 if __name__ == "__main__":
