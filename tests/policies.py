@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,10 @@ from intellect_jax.models.lora import Adapter, abstract_adapter
 from intellect_jax.models.lora_shape import Lora
 from intellect_jax.models.rope_scaling import RopeScaling
 from intellect_jax.models.transformer import abstract_params, forward, logits
+
+# Most of these tests' time is compilation; the programs are the same, only the machine code is plainer.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+quick_jit = partial(jax.jit, compiler_options=QUICK)
 
 SMALL = ModelConfig(
     vocab_size=96,
@@ -138,18 +143,23 @@ def assert_trees_equal(a: Any, b: Any) -> None:
         assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
 
 
-def logits_function(cfg: ModelConfig) -> Callable[..., jax.Array]:
-    """A compiled function of parameters, and tokens, positions, segment ids [B, S]: float32 logits [B, S, V]."""
+def plain_logits(cfg: ModelConfig) -> Callable[..., jax.Array]:
+    """A function of parameters, and tokens, positions, segment ids [B, S]: float32 logits [B, S, V]."""
 
     def compute(params, tokens, positions, segment_ids):
         return logits(params, cfg, forward(params, cfg, tokens, positions, segment_ids).hidden)
 
-    return jax.jit(compute)
+    return compute
+
+
+def logits_function(cfg: ModelConfig) -> Callable[..., jax.Array]:
+    """:func:`plain_logits`, compiled."""
+    return quick_jit(plain_logits(cfg))
 
 
 def loss_function(cfg: ModelConfig) -> Callable[..., jax.Array]:
     """A function of parameters, tokens and targets [B, S]: mean cross-entropy."""
-    compute = logits_function(cfg)
+    compute = plain_logits(cfg)
 
     def loss(params, tokens, targets):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -161,7 +171,7 @@ def loss_function(cfg: ModelConfig) -> Callable[..., jax.Array]:
 
 def loss_and_gradients(cfg: ModelConfig) -> Callable[..., tuple[jax.Array, Any]]:
     """A compiled function of parameters, tokens and targets [B, S]: mean cross-entropy and its gradients."""
-    return jax.jit(jax.value_and_grad(loss_function(cfg)))
+    return quick_jit(jax.value_and_grad(loss_function(cfg)))
 
 
 def relative_error(mine: np.ndarray, theirs: np.ndarray) -> float:

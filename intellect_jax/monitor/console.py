@@ -15,7 +15,8 @@ from intellect_jax.monitor.text import duration
 
 LIVE_INTERVAL = 0.5  # seconds between two looks at the metrics on a terminal
 PLAIN_INTERVAL = 5.0  # and elsewhere
-WINDOW = 10  # steps and sampler rows over which speeds are averaged
+WINDOW = 10  # steps over which speeds are averaged
+SECONDS = 60  # rows of a sampler, one each second: slow models have rounds of many seconds
 DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
@@ -37,7 +38,7 @@ class Progress:
             self.step = row
             self.times.append(row["time"])
         elif "tokens/generated" in row:
-            series = self.generated.setdefault(row["role"], deque(maxlen=WINDOW))
+            series = self.generated.setdefault(row["role"], deque(maxlen=SECONDS))
             if series and series[-1][1] > row["tokens/generated"]:
                 series.clear()  # that sampler was restarted
             series.append((row["time"], row["tokens/generated"]))

@@ -10,7 +10,7 @@ from intellect_jax.bridge.huggingface import leaf
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.models.lora import adapter_axes, init_adapter, with_adapter
 from intellect_jax.models.lora_shape import TARGETS, Lora, factor_paths
-from tests.policies import SMALL, loss_function, random_params, relative_error, with_random_adapter
+from tests.policies import SMALL, loss_function, quick_jit, random_params, relative_error, with_random_adapter
 
 TOKENS = np.random.default_rng(3).integers(0, SMALL.vocab_size, (4, 12)).astype(np.int32)
 LORA = Lora(4, 6.0, TARGETS)
@@ -44,8 +44,8 @@ def test_loss_and_gradients_are_those_through_merged_weights():
     def slow(factors):
         return loss(merged_slowly(policy.params, factors, lora), TOKENS, targets)
 
-    mine, gradients = jax.jit(jax.value_and_grad(fast))(policy.adapter.factors)
-    right, expected = jax.jit(jax.value_and_grad(slow))(policy.adapter.factors)
+    mine, gradients = quick_jit(jax.value_and_grad(fast))(policy.adapter.factors)
+    right, expected = quick_jit(jax.value_and_grad(slow))(policy.adapter.factors)
     np.testing.assert_allclose(mine, right, rtol=1e-5)
     for (path, gradient), other in zip(
         jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True

@@ -13,7 +13,7 @@ from intellect_jax.parallel.mesh import make_mesh, tree_shardings
 from intellect_jax.trainer.setup import batch_specs
 from intellect_jax.trainer.step import StepOptions, accumulate
 from intellect_jax.types import Sample
-from tests.policies import SMALL, random_params
+from tests.policies import SMALL, quick_jit, random_params
 
 
 def main(out: str, **axes: int) -> None:
@@ -37,7 +37,7 @@ def main(out: str, **axes: int) -> None:
     shardings = tree_shardings(mesh, param_axes(SMALL))
     params = jax.device_put(random_params(SMALL), shardings)
     options = StepOptions.from_config(config)
-    grads, sums = jax.jit(lambda p, b: accumulate(p, SMALL, b, options))(params, arrays)
+    grads, sums = quick_jit(lambda p, b: accumulate(p, SMALL, b, options))(params, arrays)
     leaves = {jax.tree_util.keystr(p): np.asarray(g) for p, g in jax.tree_util.tree_leaves_with_path(grads)}
     np.savez(out, loss=np.asarray(sums["rl"]), **leaves)
     used = {s for p in jax.tree.leaves(params) for s in [len(p.sharding.device_set)]}

@@ -10,7 +10,7 @@ from intellect_jax.data.packing import pack
 from intellect_jax.models.transformer import forward, logits
 from intellect_jax.trainer.step import StepOptions, accumulate, component_losses
 from intellect_jax.types import Sample
-from tests.policies import SMALL, random_params
+from tests.policies import SMALL, quick_jit, random_params
 
 CFG = SMALL
 ICEPOP = ConfigDict({"alpha": 0.5, "beta": 5.0, "rollout_floor": 1e-5})
@@ -100,7 +100,7 @@ def case():
     samples = make_samples(params, np.random.default_rng(0))
     batch = pack(samples, 5, rows=2, seq_buckets=(32,), microbatch_buckets=(4,), routed_shape=None, current_version=4)
     assert batch.arrays["segment_ids"].max() >= 2, "rows must hold several segments"
-    grads, sums = jax.jit(lambda p, b: accumulate(p, CFG, b, OPTIONS))(params, batch.arrays)
+    grads, sums = quick_jit(lambda p, b: accumulate(p, CFG, b, OPTIONS))(params, batch.arrays)
     return params, samples, grads, sums
 
 
