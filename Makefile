@@ -67,7 +67,7 @@ endef
 	@touch $@
 
 # PyTorch and transformers live apart from our own pins. On Linux the CPU build is asked for first: it is a tenth in size.
-.venv-oracle/.installed:
+.venv-oracle/.installed: Makefile
 	$(call create,.venv-oracle)
 	.venv-oracle/bin/python $(PIP) --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0+cpu' \
 		|| .venv-oracle/bin/python $(PIP) 'torch==2.13.*'

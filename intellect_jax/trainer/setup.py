@@ -114,9 +114,11 @@ def make_policy(config: ConfigDict, cfg: ModelConfig, trained: Params, base: Par
     return Policy(base or {}, cfg, source, Adapter(trained, lora))
 
 
-def abstract_trained(cfg: ModelConfig, lora: Lora | None) -> Params:
-    """What trains, as jax.ShapeDtypeStruct: the whole policy, or its adapters."""
-    return abstract_adapter(cfg, lora) if lora else abstract_params(cfg)
+def abstract_trained(cfg: ModelConfig, lora: Lora | None, mesh: Mesh) -> Params:
+    """What trains, as sharded jax.ShapeDtypeStruct: the whole policy, or its adapters."""
+    axes = adapter_axes(cfg, lora) if lora else param_axes(cfg)
+    shapes = abstract_adapter(cfg, lora) if lora else abstract_params(cfg)
+    return jax.tree.map(_with_sharding, shapes, tree_shardings(mesh, axes))
 
 
 def export_policy(config: ConfigDict, policy: Policy, out_dir: Path, tokenizer: Path) -> None:
@@ -170,8 +172,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
 
 def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any, lora: Lora | None = None) -> TrainState:
     """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie."""
-    axes = adapter_axes(cfg, lora) if lora else param_axes(cfg)
-    params = jax.tree.map(_with_sharding, abstract_trained(cfg, lora), tree_shardings(mesh, axes))
+    params = abstract_trained(cfg, lora, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_path = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 

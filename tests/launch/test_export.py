@@ -1,5 +1,10 @@
 """`launch export`: the parameters of a checkpoint, whatever else the state holds, as a Hugging Face folder."""
 
+import os
+import pickle
+import subprocess
+import sys
+
 import jax
 import optax
 import pytest
@@ -41,6 +46,26 @@ def test_exports_the_newest_or_the_asked_for(run, tmp_path, checkpoint, step):
     assert main(config, run_dir, tmp_path / "out", checkpoint) == 0
     assert_trees_equal(load_pretrained(tmp_path / "out").params, params[step])
     assert load_tokenizer(tmp_path / "out").get_vocab() == load_tokenizer(run_dir / "tokenizer").get_vocab()
+
+
+SPREAD = """
+import pathlib, pickle, sys
+import jax
+from intellect_jax.parallel.mesh import spread
+from launch.export import main
+assert spread(16).shape["fsdp"] == 4 and spread(9).shape["fsdp"] == 3 and len(jax.devices()) == 5
+config = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
+sys.exit(main(config, pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])))
+"""
+
+
+def test_a_machine_of_several_devices_holds_the_policy_on_all_of_them(run, tmp_path):
+    config, run_dir, params = run
+    (tmp_path / "config").write_bytes(pickle.dumps(config))
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=5", "JAX_PLATFORMS": "cpu"}
+    argv = [sys.executable, "-c", SPREAD, tmp_path / "config", run_dir, tmp_path / "out"]
+    subprocess.run(argv, env=environment, check=True, timeout=120)
+    assert_trees_equal(load_pretrained(tmp_path / "out").params, params[5])
 
 
 @pytest.mark.parametrize("checkpoint", ["4", "newest"])
