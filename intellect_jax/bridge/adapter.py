@@ -21,12 +21,13 @@ from jax.experimental import multihost_utils
 
 from intellect_jax.bridge.huggingface import entries, fused_name, leaf
 from intellect_jax.bridge.policy import Policy
-from intellect_jax.bridge.save import copy_tokenizer, meet, replace_folder, write_json
+from intellect_jax.bridge.save import copy_tokenizer, replace_folder, write_json
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora import Adapter, abstract_adapter
 from intellect_jax.models.lora_shape import TARGETS, Lora, TreePath, factor_paths, stack_axes, target_of
 from intellect_jax.models.transformer import Params
+from intellect_jax.parallel.processes import meet
 from intellect_jax.transport import safetensors_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -78,7 +79,7 @@ def save_adapter(
         write_json(work / CONFIG, _config(policy.config, policy.adapter.lora, base or policy.source))
         copy_tokenizer(tokenizer or policy.source, work)
         replace_folder(work, out)
-    meet("adapter written")
+    meet("export: adapter written")
 
 
 def load_adapter(policy: Policy, folder: str | Path) -> Policy:

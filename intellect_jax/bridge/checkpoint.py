@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import xxhash
 
 from intellect_jax.files import sealed, unseal, write_text
+from intellect_jax.parallel.processes import everywhere, meet
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class Checkpoints:
     """The checkpoints under ``folder``; saving is asynchronous. The newest ``keep`` stay, and for good those of steps
     that ``keep_every`` divides (0: none).
 
-    One writer at a time. ``read_only`` looks on: it neither saves nor tidies up.
+    One writer at a time; of several processes all must call the same, on a file system that they share.
+    ``read_only`` looks on: it neither saves nor tidies up.
     """
 
     def __init__(self, folder: Path | str, keep: int = 2, keep_every: int = 0, read_only: bool = False):
@@ -78,10 +80,7 @@ class Checkpoints:
         """
         damaged: list[int] = []
         for candidate in self.steps()[::-1] if step is None else [step]:
-            try:
-                verify(self.folder / str(candidate))
-            except Damaged as error:
-                log.error("checkpoint %d is damaged and skipped: %s", candidate, error)
+            if not self._is_whole(candidate):
                 damaged.append(candidate)
                 continue
             restored = self._read(candidate, abstract_state, partial)
@@ -122,7 +121,7 @@ class Checkpoints:
 
     def _write_hashes(self) -> None:
         """For the step that was just written, which at this moment still has its temporary name."""
-        for path in self.folder.iterdir():
+        for path in self.folder.iterdir() if jax.process_index() == 0 else ():
             if path.name[0].isdecimal() and not (path / HASHES).exists():
                 write_text(path / HASHES, sealed(hash_files(path)))
 
@@ -146,14 +145,28 @@ class Checkpoints:
             ) from error
         return Restored(step, restored["state"], restored["ledger"])
 
+    def _is_whole(self, step: int) -> bool:
+        """Each process looks at its share of the files; all come to the same answer."""
+        error: Damaged | str = "another process found it so"
+        whole = True
+        try:
+            verify(self.folder / str(step), jax.process_index(), jax.process_count())
+        except Damaged as found:
+            error, whole = found, False
+        if everywhere(whole):
+            return True
+        log.error("checkpoint %d is damaged and skipped: %s", step, error)
+        return False
+
     def _set_aside(self, damaged: list[int]) -> None:
         """Renames damaged steps, so that the run can make them again and a person can look at them."""
         if not damaged or self.read_only:
             return
         self._manager.close()
-        for step in damaged:
+        for step in damaged if jax.process_index() == 0 else ():
             number = len(list(self.folder.glob(f"damaged-{step}-*")))
             os.rename(self.folder / str(step), self.folder / f"damaged-{step}-{number}")
+        meet("damaged checkpoints set aside")
         self._manager = self._open()
 
 
@@ -163,13 +176,16 @@ def hash_files(step_folder: Path) -> dict[str, str]:
     return {str(path.relative_to(step_folder)): _hash(path) for path in sorted(files)}
 
 
-def verify(step_folder: Path) -> None:
-    """Raises Damaged naming the first file of a checkpoint that is missing or not what was written."""
+def verify(step_folder: Path, part: int = 0, parts: int = 1) -> None:
+    """Raises Damaged naming the first file of a checkpoint that is missing or not what was written.
+
+    Of ``parts`` that look at a checkpoint together, this one looks at every file whose number leaves ``part``.
+    """
     try:
         expected = unseal((step_folder / HASHES).read_bytes())
     except (OSError, ValueError) as error:
         raise Damaged(f"no usable {HASHES}: {error}") from error
-    for name, right in expected.items():
+    for name, right in list(expected.items())[part::parts]:
         try:
             if _hash(step_folder / name) != right:
                 raise Damaged(f"{name} does not match its hash")

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from intellect_jax.bridge import families, plan
 from intellect_jax.bridge.families import hf_config
@@ -21,6 +20,7 @@ from intellect_jax.bridge.policy import Policy
 from intellect_jax.bridge.source import INDEX, TOKENIZER_FILES, Source
 from intellect_jax.bridge.streams import BackgroundWriter, Fetcher, FlushingFile
 from intellect_jax.bridge.tokenizer import load_tokenizer
+from intellect_jax.parallel.processes import meet
 from intellect_jax.transport import safetensors_file
 
 Json = dict[str, Any]
@@ -49,9 +49,9 @@ def save_pretrained(
     if first:
         shutil.rmtree(work, ignore_errors=True)  # of an export that died
         work.mkdir(parents=True)
-    meet("folder made")
+    meet("export: folder made")
     _write_weights(policy, source, files, work)
-    meet("weights written")
+    meet("export: weights written")
     if first:
         _write_index(work, files)
         copy_tokenizer(tokenizer or policy.source, work)
@@ -59,7 +59,7 @@ def save_pretrained(
         write_json(work / "config.json", _with_ids(_config(policy, source, dtype), special))
         write_json(work / "generation_config.json", _with_ids(_generation_config(source), special))
         replace_folder(work, out)
-    meet("folder renamed")
+    meet("export: folder renamed")
 
 
 def policy_tensors(policy: Policy, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -150,11 +150,6 @@ def _with_ids(values: Json, special: dict[str, int]) -> Json:
         return token in (value if isinstance(value, list) else [value])
 
     return {**values, **{name: token for name, token in special.items() if not known(name, token)}}
-
-
-def meet(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"export: {what}")
 
 
 def write_json(path: Path, content: Json) -> None:

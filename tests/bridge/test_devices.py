@@ -1,49 +1,17 @@
 """Folders onto several devices and processes: what is read, and what all of them write together."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from intellect_jax.bridge.huggingface import entries
+from tests.bridge.processes import run_together
 from tests.bridge.test_folders import SMALL, UNUSED, assert_same_tensors, foreign, tensors_of
-
-ROOT = Path(__file__).parents[2]
 
 
 def start(folder, out, processes, *axes, devices):
     """What each process printed."""
-    env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = str(Path(__file__).with_name("folder_run.py"))
-    running = [
-        subprocess.Popen(
-            [sys.executable, script, str(folder), str(out), str(processes), str(index), port, *axes],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(processes)
-    ]
-    try:
-        ended = [process.communicate(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (_, stderr) in zip(running, ended, strict=True):
-        assert process.returncode == 0, stderr[-3000:]
-    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in ended]
+    return run_together(
+        "folder_run.py", processes, lambda index, port: [folder, out, processes, index, port, *axes], devices
+    )
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["per_expert", "fused"])
