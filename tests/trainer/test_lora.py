@@ -51,6 +51,7 @@ def unbroken(trainer, tmp_path_factory):
     return before, run_dir, jax.device_get(run_sft(trainer, run_dir))
 
 
+@pytest.mark.slow
 def test_before_the_first_step_the_policy_is_its_base(trainer):
     policy = trainer.policy(trainer.init_state())
     for (name, tensor), (_, base) in zip(
@@ -59,6 +60,7 @@ def test_before_the_first_step_the_policy_is_its_base(trainer):
         np.testing.assert_array_equal(tensor, base, err_msg=name)
 
 
+@pytest.mark.slow
 def test_only_adapters_change(trainer, unbroken):
     before, run_dir, state = unbroken
     assert_trees_equal(trainer.base, before)
@@ -69,6 +71,7 @@ def test_only_adapters_change(trainer, unbroken):
         assert not np.array_equal(old, new), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_adapters_and_their_moments(trainer, unbroken):
     folder = unbroken[1] / FOLDER / "4" / "state"
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -78,6 +81,7 @@ def test_a_checkpoint_holds_adapters_and_their_moments(trainer, unbroken):
     assert size < 3 * trained + 200_000 < whole
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_ends_bit_for_bit_like_an_unbroken_one(trainer, unbroken, tmp_path):
     run_dir = with_tokenizer(tmp_path)
     done = lambda: sum(r["role"] == "sft" for r in read_metrics(run_dir))  # noqa: E731
@@ -86,6 +90,7 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_like_an_unbroken_one(trainer
     assert done() == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"lora.rank": 4}, {"lora.targets": ("attention",)}, {"model.hidden_size": 32}, {"lora.rank": 0}],
