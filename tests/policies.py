@@ -80,7 +80,7 @@ OTHERS = {
             "bias_yarn": {"attention_bias": True, "rope_scaling": RopeScaling("yarn", 2.0, 32, attention_factor=1.3)},
             "bias": {"attention_bias": True, "num_key_value_heads": 4},
             "not_renormalised": {"norm_topk_prob": False, "tie_word_embeddings": True},
-            "one_expert": {"num_experts_per_tok": 1, "num_key_value_heads": 1},
+            "one_expert": {"num_experts_per_tok": 1, "num_key_value_heads": 1, "norm_topk_prob": False},
             "every_expert": {"num_experts_per_tok": 8, "head_dim": 8},
             "linear": {"rope_scaling": LINEAR, "rms_norm_eps": 1e-3},
             "llama3": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
