@@ -70,7 +70,8 @@ def make(folder: Path, gigabytes: float) -> None:
         safetensors_file.write(folder / name, {tensor.name: random_tensor(rng, tensor) for tensor in tensors})
     weight_map = {tensor.name: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    config = hf_config.write(cfg, glm4_moe.MODEL_TYPE, glm4_moe.ARCHITECTURE, {"torch_dtype": "bfloat16"})
+    more = {**glm4_moe.to_hf_config(cfg), "torch_dtype": "bfloat16"}
+    config = hf_config.write(cfg, glm4_moe.MODEL_TYPE, glm4_moe.ARCHITECTURE, more)
     (folder / "config.json").write_text(json.dumps(config))
 
 
