@@ -19,16 +19,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from intellect_jax.bridge.huggingface import entries, fused_name, leaf
+from intellect_jax.bridge.huggingface import entries, fused_name
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.bridge.save import copy_tokenizer, replace_folder, write_json
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora import Adapter, abstract_adapter
-from intellect_jax.models.lora_shape import TARGETS, Lora, TreePath, factor_paths, stack_axes, target_of
+from intellect_jax.models.lora_shape import TARGETS, Lora, factor_paths, stack_axes, target_of
 from intellect_jax.models.transformer import Params
 from intellect_jax.parallel.processes import meet
 from intellect_jax.transport import safetensors_file
+from intellect_jax.trees import TreePath, leaf
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

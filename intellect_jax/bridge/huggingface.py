@@ -21,9 +21,9 @@ from intellect_jax.bridge.transpose import assign
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.transport.safetensors_file import DTYPES
+from intellect_jax.trees import TreePath, leaf, nested
 
 Params = dict[str, Any]
-TreePath = tuple[str, ...]
 Read = Callable[[str], np.ndarray]
 
 _STORED_DTYPE = {"bfloat16": DTYPES["BF16"], "float32": DTYPES["F32"]}
@@ -88,23 +88,6 @@ def entries(cfg: ModelConfig) -> tuple[Entry, ...]:
 def stored_dtype(entry: Entry, dtype: str) -> np.dtype:
     """The dtype in which a tensor is kept where ``dtype`` is asked for."""
     return DTYPES["F32"] if entry.float32 else _STORED_DTYPE[dtype]
-
-
-def leaf(tree: Any, path: TreePath) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def nested(flat: dict[TreePath, Any]) -> Params:
-    """The inverse of :func:`leaf` for all paths."""
-    params: Params = {}
-    for path, array in flat.items():
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = array
-    return params
 
 
 def fused_name(name: str) -> str | None:

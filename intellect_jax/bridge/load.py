@@ -16,15 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from intellect_jax.bridge.families.table import Entry
-from intellect_jax.bridge.huggingface import (
-    StoredTensors,
-    TreePath,
-    entries,
-    leaf,
-    nested,
-    read_config,
-    stored_dtype,
-)
+from intellect_jax.bridge.huggingface import StoredTensors, entries, read_config, stored_dtype
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.bridge.source import Source, find_folder
 from intellect_jax.bridge.transpose import assign
@@ -32,6 +24,7 @@ from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import Params, param_axes
 from intellect_jax.parallel.mesh import tree_shardings
+from intellect_jax.trees import TreePath, leaf, nested
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,11 @@ from math import prod
 import numpy as np
 
 from intellect_jax.bridge.families.table import Entry
-from intellect_jax.bridge.huggingface import TreePath, entries, fused_name, is_ignored, stored_dtype
+from intellect_jax.bridge.huggingface import entries, fused_name, is_ignored, stored_dtype
 from intellect_jax.bridge.source import Source
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.transport.safetensors_file import DTYPES, Stored
+from intellect_jax.trees import TreePath
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from intellect_jax.bridge.families.table import Entry
-from intellect_jax.bridge.huggingface import leaf
 from intellect_jax.models.lora import Adapter, merged
 from intellect_jax.models.lora_shape import Lora, factor_paths, stack_axes
 from intellect_jax.models.transformer import Params
+from intellect_jax.trees import leaf
 
 _FLUSH = 256 << 20  # bytes between flushes to the disk, which then writes while the next ones are made
 

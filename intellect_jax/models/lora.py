@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from intellect_jax.models.config import ModelConfig
-from intellect_jax.models.lora_shape import Lora, TreePath, factor_paths, input_axes, is_b, stack_axes
+from intellect_jax.models.lora_shape import Lora, factor_paths, input_axes, is_b, stack_axes
 from intellect_jax.models.transformer import Params, abstract_params, param_axes
+from intellect_jax.trees import TreePath, nested
 
 _STREAM = zlib.crc32(b"lora")  # apart from the stream of the base's fresh weights
 
@@ -41,12 +42,12 @@ class Factor(NamedTuple):
 
 def abstract_adapter(cfg: ModelConfig, lora: Lora) -> Params:
     """The adapter tree as float32 jax.ShapeDtypeStruct."""
-    return _tree({path: jax.ShapeDtypeStruct(f.shape, jnp.float32) for path, f in _factors(cfg, lora)})
+    return nested({path: jax.ShapeDtypeStruct(f.shape, jnp.float32) for path, f in _factors(cfg, lora)})
 
 
 def adapter_axes(cfg: ModelConfig, lora: Lora) -> Params:
     """The adapter tree with a tuple of logical axis names for each array; the rank's has none."""
-    return _tree({path: factor.axes for path, factor in _factors(cfg, lora)})
+    return nested({path: factor.axes for path, factor in _factors(cfg, lora)})
 
 
 def init_adapter(cfg: ModelConfig, lora: Lora, seed: int) -> Params:
@@ -65,7 +66,7 @@ def _init(cfg: ModelConfig, lora: Lora, key: Array) -> Params:
         bound = factor.fan_in**-0.5
         return jax.random.uniform(keys[path], factor.shape, jnp.float32, -bound, bound)
 
-    return _tree({path: fresh(path, factor) for path, factor in factors.items()})
+    return nested({path: fresh(path, factor) for path, factor in factors.items()})
 
 
 def with_adapter(base: Params, adapter: Adapter) -> Params:
@@ -107,16 +108,6 @@ def _leaves(tree: Params) -> list[tuple[tuple[Any, ...], Any]]:
 
 def _keys(path: tuple[Any, ...]) -> TreePath:
     return tuple(key.key for key in path)
-
-
-def _tree(flat: dict[TreePath, Any]) -> Params:
-    tree: Params = {}
-    for path, leaf in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return tree
 
 
 def _union(base: Params, other: Params) -> Params:

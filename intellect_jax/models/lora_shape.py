@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.trees import TreePath
 
-TreePath = tuple[str, ...]
 TARGETS = ("attention", "dense", "experts")
 
 

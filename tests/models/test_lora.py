@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from intellect_jax.bridge.huggingface import leaf
+from intellect_jax.trees import leaf
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.models.lora import adapter_axes, init_adapter, with_adapter
 from intellect_jax.models.lora_shape import TARGETS, Lora, factor_paths
