@@ -10,15 +10,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def packed_mask(segment_ids: Int[Array, "b s"]) -> Bool[Array, "b s s"]:
-    """True where a token may look: itself and earlier tokens of its own segment. Padding (segment 0) sees padding."""
+def packed_mask(segment_ids: Int[Array, "b s"], positions: Int[Array, "b s"]) -> Bool[Array, "b s s"]:
+    """True where a token may look: at tokens of its own segment whose position is not after its own.
+
+    So it holds in whatever order the tokens lie. Padding (segment 0) sees padding.
+    """
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return jnp.logical_and(same, jnp.tril(jnp.ones(same.shape[-2:], bool)))
+    return jnp.logical_and(same, positions[:, :, None] >= positions[:, None, :])
 
 
 def cache_mask(positions: Int[Array, "b s"], max_len: int) -> Bool[Array, "b s t"]:
     """True on the cache entries that a query at ``positions`` may see: its own and all before it."""
     return jnp.arange(max_len)[None, None, :] <= positions[:, :, None]
+
+
+def packed_attention(
+    q: Float[Array, "b s h c"],
+    k: Float[Array, "b s k c"],
+    v: Float[Array, "b s k c"],
+    segment_ids: Int[Array, "b s"],
+    positions: Int[Array, "b s"],
+) -> Float[Array, "b s h c"]:
+    """:func:`attend` of packed rows under :func:`packed_mask`."""
+    return attend(q, k, v, packed_mask(segment_ids, positions))
 
 
 def attend(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -21,13 +19,13 @@ def token_logprobs(
 
 
 def member_logprobs(
-    project: Callable[[Float[Array, "b c d"]], Float[Array, "b c v"]],
     hidden: Float[Array, "b s d"],
+    kernel: Float[Array, "d v"],
     targets: Int[Array, "b s"],
     temperature: Float[Array, "b s"],
     members: Bool[Array, "b s"],
 ) -> tuple[Float[Array, "b s"], Float[Array, "b s"]]:
-    """:func:`token_logprobs` of ``project(hidden)`` where ``members`` is set, 0 elsewhere.
+    """:func:`token_logprobs` of float32 ``hidden @ kernel`` where ``members`` is set, 0 elsewhere.
 
     Each row's members are moved to its front and projected in chunks. Chunks without a member cost nothing, and logits
     of the whole row, of prompts above all, never exist: neither here nor for the backward pass, which projects again.
@@ -45,7 +43,8 @@ def member_logprobs(
         return jnp.moveaxis(padded.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0)
 
     def compute(part):
-        return token_logprobs(project(part[0]), *part[1:])
+        logits = jnp.matmul(part[0], kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return token_logprobs(logits, *part[1:])
 
     def nothing(part):
         return (jnp.zeros((rows, chunk), jnp.float32),) * 2

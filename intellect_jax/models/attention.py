@@ -36,10 +36,10 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def packed(self, x, cos, sin, mask) -> tuple[Array, tuple[Array, Array]]:
-        """Attention within ``x`` under ``mask`` [B, S, S]; also the keys and values for a cache."""
+    def packed(self, x, cos, sin, segment_ids, positions, attention) -> tuple[Array, tuple[Array, Array]]:
+        """Attention within the packed rows ``x`` by ``attention`` (see ops.py); also keys and values for a cache."""
         q, k, v = self.qkv(x, cos, sin)
-        return self.o(attend(q, k, v, mask)), (k, v)
+        return self.o(attention(q, k, v, segment_ids, positions)), (k, v)
 
     def cached(self, x, cos, sin, mask, cache_k, cache_v, layer, positions) -> tuple[Array, Array, Array]:
         """One new token a slot: writes its key and value into cache [layers, B, T, K, C] and attends over the slot."""

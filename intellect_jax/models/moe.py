@@ -3,12 +3,14 @@ router (HF: Qwen3MoeSparseMoeBlock)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from intellect_jax.kernels.grouped_matmul import LowRank, expert_mlp
+from intellect_jax.kernels.grouped_matmul import LowRank
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.layers import MLP, constant, param
 
@@ -24,8 +26,8 @@ class Router(nnx.Module):
         self.cfg = cfg
 
     def __call__(
-        self, x: Float[Array, "t d"], replay: Int[Array, "t k"] | None
-    ) -> tuple[Int[Array, "t k"], Float[Array, "t k"]]:
+        self, x: Float[Array, "... d"], replay: Int[Array, "... k"] | None
+    ) -> tuple[Int[Array, "... k"], Float[Array, "... k"]]:
         """Expert ids and weights; where ``replay`` is not -1 its experts are taken, weighted by today's scores."""
         cfg = self.cfg
         logits = x.astype(jnp.float32) @ self.kernel.get_value()
@@ -39,7 +41,7 @@ class Router(nnx.Module):
             weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
         return ids, weights * cfg.routed_scaling_factor
 
-    def _select(self, choice: Float[Array, "t e"]) -> Int[Array, "t k"]:
+    def _select(self, choice: Float[Array, "... e"]) -> Int[Array, "... k"]:
         cfg = self.cfg
         if cfg.n_group > 1:  # keep the groups whose two best experts sum highest
             grouped = choice.reshape(*choice.shape[:-1], cfg.n_group, -1)
@@ -73,14 +75,13 @@ class MoE(nnx.Module):
             self.shared = MLP(rngs, cfg.hidden_size, width, cfg.initializer_range)
 
     def __call__(
-        self, x: Float[Array, "b s d"], replay: Int[Array, "b s k"] | None
+        self, x: Float[Array, "b s d"], replay: Int[Array, "b s k"] | None, run: Callable[..., Array]
     ) -> tuple[Float[Array, "b s d"], Int[Array, "b s k"]]:
-        """Routed plus shared experts' output, and the experts chosen."""
-        flat = x.reshape(-1, x.shape[-1])
-        ids, weights = self.router(flat, None if replay is None else replay.reshape(flat.shape[0], -1))
+        """Routed plus shared experts' output, and the experts chosen. ``run`` computes the routed ones (see ops.py)."""
+        ids, weights = self.router(x, replay)
         experts = self.experts
         gate, up, down = (w.get_value().astype(x.dtype) for w in (experts.gate, experts.up, experts.down))
-        y = expert_mlp(flat, ids, weights, gate, up, down, experts.low_rank(x.dtype)).reshape(x.shape)
+        y = run(x, ids, weights, gate, up, down, experts.low_rank(x.dtype))
         if hasattr(self, "shared"):
             y = y + self.shared(x)
-        return y, ids.reshape(*x.shape[:-1], -1).astype(jnp.int16)
+        return y, ids.astype(jnp.int16)

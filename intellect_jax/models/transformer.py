@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from intellect_jax.kernels.attention import cache_mask, packed_mask
+from intellect_jax.kernels.attention import cache_mask
 from intellect_jax.models.attention import Attention
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.layers import MLP, Linear, RMSNorm, param, rms_norm
 from intellect_jax.models.layout import STACKS, Block, blocks
 from intellect_jax.models.moe import MoE
+from intellect_jax.models.ops import LOCAL, Ops
 from intellect_jax.models.rope import rotation
 
 Params = dict[str, Any]
@@ -33,7 +34,7 @@ Params = dict[str, Any]
 class Forward(NamedTuple):
     hidden: Float[Array, "b s d"]  # after the final norm
     routed_experts: Int[Array, "b s l k"]  # int16
-    kv: tuple[Array, Array]  # keys (rotated) and values, each [N, B, S, K, C]
+    kv: tuple[Array, Array] | None  # keys (rotated) and values, each [N, B, S, K, C], if they were asked for
 
 
 class Cache(NamedTuple):
@@ -53,12 +54,12 @@ class DecoderLayer(nnx.Module):
         else:
             self.mlp = MLP(rngs, cfg.hidden_size, cfg.intermediate_size, cfg.initializer_range)
 
-    def feed_forward(self, x, replay):
+    def feed_forward(self, x, replay, experts):
         """The MLP half; expert ids are None in a dense layer."""
         normed = self.post_norm(x)
         if hasattr(self, "mlp"):
             return x + self.mlp(normed), None
-        y, ids = self.moe(normed, replay)
+        y, ids = self.moe(normed, replay, experts)
         return x + y, ids
 
 
@@ -157,10 +158,13 @@ def forward(
     compute_dtype: jnp.dtype = jnp.float32,
     replay: Int[Array, "b s l k"] | None = None,
     remat: bool = False,
+    keep_kv: bool = False,
+    ops: Ops = LOCAL,
 ) -> Forward:
     """Runs packed rows. ``replay`` fixes each token's experts where it is not -1."""
-    x = params["embed"]["weight"].astype(compute_dtype)[tokens]
-    layer = partial(_packed_layer, cfg, *rotation(positions, cfg), packed_mask(segment_ids))
+    table = ops.constrain(params["embed"]["weight"].astype(compute_dtype), "vocab", None)
+    x = ops.constrain(table[tokens], "rows", "sequence", None)
+    layer = partial(_packed_layer, cfg, ops, keep_kv, *rotation(positions, cfg), segment_ids, positions)
     run = jax.checkpoint(layer, prevent_cse=False, static_argnums=0) if remat else layer
     per_layer = None if replay is None else jnp.moveaxis(replay, 2, 0)
     ids, kv = [], []
@@ -168,14 +172,14 @@ def forward(
         body = partial(_packed_block, run, block.kinds)
         x, (block_ids, block_kv) = jax.lax.scan(body, x, _scanned(params, per_layer, block), length=block.repeats)
         ids += [_in_order(block_ids)] if block_ids else []
-        kv.append([_in_order(arrays) for arrays in zip(*block_kv, strict=True)])
-    keys, values = (jnp.concatenate(arrays) for arrays in zip(*kv, strict=True))
+        kv += [[_in_order(arrays) for arrays in zip(*block_kv, strict=True)]] if keep_kv else []
     hidden = rms_norm(x, params["norm"]["scale"], cfg.rms_norm_eps)
-    return Forward(hidden, _routed(ids, cfg, tokens.shape), (keys, values))
+    whole = tuple(jnp.concatenate(arrays) for arrays in zip(*kv, strict=True))
+    return Forward(hidden, _routed(ids, cfg, tokens.shape), (whole[0], whole[1]) if keep_kv else None)
 
 
 def _packed_block(run, kinds, x, scanned):
-    """The layers ``kinds`` once: expert ids of the MoE layers, keys and values of all layers."""
+    """The layers ``kinds`` once: expert ids of the MoE layers, keys and values of all layers (None if not kept)."""
     stacks, replay = scanned
     ids, kv = [], []
     for moe, params, at in _members(kinds, stacks):
@@ -185,11 +189,11 @@ def _packed_block(run, kinds, x, scanned):
     return x, (ids, kv)
 
 
-def _packed_layer(cfg, cos, sin, mask, moe, params, x, replay):
+def _packed_layer(cfg, ops, keep_kv, cos, sin, segment_ids, positions, moe, params, x, replay):
     layer = _layer(cfg, moe, params)
-    attended, kv = layer.attention.packed(layer.input_norm(x), cos, sin, mask)
-    x, ids = layer.feed_forward(x + attended, replay)
-    return x, ids, kv
+    attended, kv = layer.attention.packed(layer.input_norm(x), cos, sin, segment_ids, positions, ops.attention)
+    x, ids = layer.feed_forward(x + attended, replay, ops.experts)
+    return ops.constrain(x, "rows", "sequence", None), ids, kv if keep_kv else None
 
 
 def _scanned(params: Params, per_moe_layer: Array | None, block: Block) -> tuple[dict[bool, Params], Array | None]:
@@ -265,11 +269,15 @@ def _cached_layer(cfg, cos, sin, mask, positions, moe, params, x, cache, index):
     layer = _layer(cfg, moe, params)
     normed = layer.input_norm(x)
     attended, *kv = layer.attention.cached(normed, cos, sin, mask, cache.k, cache.v, index, positions)
-    x, ids = layer.feed_forward(x + attended, None)
+    x, ids = layer.feed_forward(x + attended, None, LOCAL.experts)
     return x, Cache(*kv), None if ids is None else ids[:, 0]
 
 
 def logits(params: Params, cfg: ModelConfig, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
     """Float32 logits of final hidden states."""
-    kernel = params["embed"]["weight"].T if cfg.tie_word_embeddings else params["head"]["kernel"]
-    return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    kernel = head_kernel(params, cfg).astype(hidden.dtype)
+    return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def head_kernel(params: Params, cfg: ModelConfig) -> Float[Array, "d v"]:
+    return params["embed"]["weight"].T if cfg.tie_word_embeddings else params["head"]["kernel"]

@@ -107,7 +107,10 @@ def _prefill(
     rows, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    out = transformer.forward(params, model, tokens, positions, segment_ids, compute_dtype=jnp.dtype(dtype))
+    out = transformer.forward(
+        params, model, tokens, positions, segment_ids, compute_dtype=jnp.dtype(dtype), keep_kv=True
+    )
+    assert out.kv is not None
     named = (row_of_slot >= 0)[None, :, None, None, None]
 
     def write(old: Array, new: Array) -> Array:

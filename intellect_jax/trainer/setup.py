@@ -29,6 +29,7 @@ from intellect_jax.models.transformer import Params, abstract_params, init_param
 from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.axes import refuse_uneven
 from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
+from intellect_jax.parallel.ops import make_ops
 from intellect_jax.trainer.optimizer import make_optimizer
 from intellect_jax.trainer.step import StepOptions, TrainState, make_train_step
 from intellect_jax.types import STREAMS, PackedBatch
@@ -156,7 +157,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
-        make_train_step(cfg, StepOptions.from_config(config), optimizer),
+        make_train_step(cfg, StepOptions.from_config(config, make_ops(mesh)), optimizer),
         donate_argnums=0,
         out_shardings=(state_shardings, replicated),
     )

@@ -9,7 +9,6 @@ Shape suffixes: M microbatches, R rows, S tokens of a row, L MoE layers, K exper
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +18,11 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from intellect_jax.algorithms.losses import LOSSES, Streams, reference_kl
-from intellect_jax.kernels.logprobs import member_logprobs
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora import Adapter, with_adapter
 from intellect_jax.models.lora_shape import Lora
-from intellect_jax.models.transformer import Params, forward, logits
+from intellect_jax.models.ops import LOCAL, Ops
+from intellect_jax.models.transformer import Params, forward, head_kernel
 
 COMPONENTS = ("rl", "ce", "ref_kl")
 Batch = dict[str, Array]
@@ -41,29 +40,35 @@ class StepOptions(NamedTuple):
     compute_dtype: jnp.dtype
     remat: bool
     lora: Lora | None = None
+    ops: Ops = LOCAL
 
     @classmethod
-    def from_config(cls, config: ConfigDict) -> StepOptions:
+    def from_config(cls, config: ConfigDict, ops: Ops = LOCAL) -> StepOptions:
         losses = ((config.algorithm.loss, config.algorithm[config.algorithm.loss]),)
         lora = Lora.from_config(config.lora)
-        return cls(losses, jnp.dtype(config.model.compute_dtype), config.trainer.remat, lora)
+        return cls(losses, jnp.dtype(config.model.compute_dtype), config.trainer.remat, lora, ops)
 
 
 def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: StepOptions) -> tuple[Array, Array]:
     """log p(tokens[t] | tokens[<t]) at the token's temperature, and entropy, each [R, S]; 0 outside ``loss_mask``."""
+    ops = options.ops
+    tokens, positions, segment_ids = (ops.shuffle(micro[name]) for name in ("tokens", "positions", "segment_ids"))
     out = forward(
         params,
         cfg,
-        micro["tokens"],
-        micro["positions"],
-        micro["segment_ids"],
+        tokens,
+        positions,
+        segment_ids,
         compute_dtype=options.compute_dtype,
-        replay=micro.get("routed_experts"),
+        replay=ops.shuffle(micro["routed_experts"]) if "routed_experts" in micro else None,
         remat=options.remat,
+        ops=ops,
     )
-    previous = jnp.roll(out.hidden, 1, axis=1)  # token t is predicted from position t-1
-    project = partial(logits, params, cfg)
-    return member_logprobs(project, previous, micro["tokens"], micro["temperature"], micro["loss_mask"])
+    # Position t predicts token t+1. What is shifted are numbers, not hidden states, which may lie on many devices.
+    following = (jnp.roll(micro[name], -1, axis=1) for name in ("tokens", "temperature", "loss_mask"))
+    ahead = ops.logprobs(out.hidden, head_kernel(params, cfg), *(ops.shuffle(x) for x in following))
+    logprobs, entropy = (jnp.roll(ops.unshuffle(x), 1, axis=1) for x in ahead)
+    return logprobs, entropy
 
 
 def component_losses(logprobs: Float[Array, "r s"], micro: Batch, options: StepOptions) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.config import default_config
 from intellect_jax.data.packing import pack
 from intellect_jax.parallel.mesh import make_mesh
+from intellect_jax.parallel.ops import make_ops
 from intellect_jax.trainer import setup
 from intellect_jax.trainer.optimizer import make_optimizer
 from intellect_jax.trainer.step import StepOptions, TrainState, make_train_step
@@ -45,7 +46,9 @@ def main(folder: str, out: str, axes: dict[str, int]) -> None:
     optimizer = make_optimizer(config.trainer.optimizer)
     abstract = setup.abstract_state(SMALL, mesh, optimizer)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    compiled = jax.jit(make_train_step(SMALL, StepOptions.from_config(config), optimizer), out_shardings=(where, None))
+    compiled = jax.jit(
+        make_train_step(SMALL, StepOptions.from_config(config, make_ops(mesh)), optimizer), out_shardings=(where, None)
+    )
 
     def step(state: TrainState, number: int) -> tuple[TrainState, float]:
         batch = make_batch(number)

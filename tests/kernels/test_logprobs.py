@@ -28,7 +28,7 @@ def test_members_get_what_the_plain_reference_says_gradients_included(length, sh
         return jnp.sum(weights * (logprobs + 0.3 * entropy)), (logprobs, entropy)
 
     def ours(hidden, kernel):
-        return member_logprobs(lambda h: h @ kernel, hidden, targets, temperature, members)
+        return member_logprobs(hidden, kernel, targets, temperature, members)
 
     def plain(hidden, kernel):
         return tuple(jnp.where(members, x, 0) for x in token_logprobs(hidden @ kernel, targets, temperature))
@@ -45,7 +45,7 @@ def test_whole_rows_of_logits_never_exist():
     targets, members = jnp.zeros((rows, length), int), jnp.ones((rows, length), bool)
 
     def loss(hidden, kernel):
-        return member_logprobs(lambda h: h @ kernel, hidden, targets, jnp.ones((rows, length)), members)[0].sum()
+        return member_logprobs(hidden, kernel, targets, jnp.ones((rows, length)), members)[0].sum()
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, kernel).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * rows * length * vocabulary / 4

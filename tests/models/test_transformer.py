@@ -30,14 +30,14 @@ def run(params, cfg, tokens, segment_ids=None, positions=None, **kwargs):
     return jitted_forward(params, cfg, *inputs(tokens, segment_ids, positions), **kwargs)
 
 
-jitted_forward = quick_jit(forward, static_argnums=1, static_argnames=("compute_dtype", "remat"))
+jitted_forward = quick_jit(forward, static_argnums=1, static_argnames=("compute_dtype", "remat", "keep_kv"))
 
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_decoding_token_by_token_equals_one_forward(name):
     cfg = CONFIGS[name]
     params, tokens = policy(cfg), random_tokens(cfg, 3, 10)
-    whole = run(params, cfg, tokens)
+    whole = run(params, cfg, tokens, keep_kv=True)
     cache = init_cache(cfg, 3, 16, jnp.float32)
     step = quick_jit(lambda cache, t, p: decode(params, cfg, cache, t, p))
     for t in range(10):

@@ -18,6 +18,7 @@ from intellect_jax.models.lora import Adapter, init_adapter
 from intellect_jax.models.lora_shape import TARGETS, Lora
 from intellect_jax.models.transformer import param_axes
 from intellect_jax.parallel.mesh import make_mesh, tree_shardings
+from intellect_jax.parallel.ops import make_ops
 from intellect_jax.trainer import setup
 from intellect_jax.trainer.optimizer import make_optimizer
 from intellect_jax.trainer.step import StepOptions, TrainState, make_train_step
@@ -41,7 +42,7 @@ class Run:
         self.abstract = setup.abstract_state(SMALL, self.mesh, self.optimizer, LORA)
         self.where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         self.base = jax.device_put(random_params(SMALL), tree_shardings(self.mesh, param_axes(SMALL)))
-        options = StepOptions.from_config(self.config)
+        options = StepOptions.from_config(self.config, make_ops(self.mesh))
         self.compiled = jax.jit(make_train_step(SMALL, options, self.optimizer), out_shardings=(self.where, None))
 
     def fresh(self) -> TrainState:

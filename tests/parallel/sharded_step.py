@@ -10,6 +10,7 @@ from intellect_jax.config import default_config
 from intellect_jax.data.packing import pack
 from intellect_jax.models.transformer import abstract_params, param_axes
 from intellect_jax.parallel.mesh import make_mesh, tree_shardings
+from intellect_jax.parallel.ops import make_ops
 from intellect_jax.trainer.setup import batch_specs
 from intellect_jax.trainer.step import StepOptions, accumulate
 from intellect_jax.types import Sample
@@ -36,7 +37,7 @@ def main(out: str, **axes: int) -> None:
     arrays = jax.device_put(batch.arrays, {name: spec.sharding for name, spec in specs.items()})
     shardings = tree_shardings(mesh, param_axes(SMALL))
     params = jax.device_put(random_params(SMALL), shardings)
-    options = StepOptions.from_config(config)
+    options = StepOptions.from_config(config, make_ops(mesh))
     grads, sums = quick_jit(lambda p, b: accumulate(p, SMALL, b, options))(params, arrays)
     leaves = {jax.tree_util.keystr(p): np.asarray(g) for p, g in jax.tree_util.tree_leaves_with_path(grads)}
     np.savez(out, loss=np.asarray(sums["rl"]), **leaves)

@@ -1,0 +1,23 @@
+"""The policy's operations on a mesh."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from intellect_jax.models.ops import Ops
+from intellect_jax.parallel.mesh import sharding
+
+
+def make_ops(mesh: Mesh) -> Ops:
+    """How the policy computes on ``mesh``."""
+    if mesh.size == 1:
+        return Ops()
+    return Ops(constrain=partial(_constrain, mesh))
+
+
+def _constrain(mesh: Mesh, x: Array, *axes: str | None) -> Array:
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, *axes))
