@@ -7,12 +7,13 @@ from functools import partial
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from intellect_jax.models.ops import Ops
 from intellect_jax.parallel.mesh import sharding
 
 
-def make_ops(mesh: Mesh) -> Ops:
+def make_ops(config: ConfigDict, mesh: Mesh) -> Ops:
     """How the policy computes on ``mesh``."""
     if mesh.size == 1:
         return Ops()

@@ -157,7 +157,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
-        make_train_step(cfg, StepOptions.from_config(config, make_ops(mesh)), optimizer),
+        make_train_step(cfg, StepOptions.from_config(config, make_ops(config, mesh)), optimizer),
         donate_argnums=0,
         out_shardings=(state_shardings, replicated),
     )

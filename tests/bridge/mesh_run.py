@@ -47,7 +47,8 @@ def main(folder: str, out: str, axes: dict[str, int]) -> None:
     abstract = setup.abstract_state(SMALL, mesh, optimizer)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     compiled = jax.jit(
-        make_train_step(SMALL, StepOptions.from_config(config, make_ops(mesh)), optimizer), out_shardings=(where, None)
+        make_train_step(SMALL, StepOptions.from_config(config, make_ops(config, mesh)), optimizer),
+        out_shardings=(where, None),
     )
 
     def step(state: TrainState, number: int) -> tuple[TrainState, float]:

@@ -42,7 +42,7 @@ class Run:
         self.abstract = setup.abstract_state(SMALL, self.mesh, self.optimizer, LORA)
         self.where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         self.base = jax.device_put(random_params(SMALL), tree_shardings(self.mesh, param_axes(SMALL)))
-        options = StepOptions.from_config(self.config, make_ops(self.mesh))
+        options = StepOptions.from_config(self.config, make_ops(self.config, self.mesh))
         self.compiled = jax.jit(make_train_step(SMALL, options, self.optimizer), out_shardings=(self.where, None))
 
     def fresh(self) -> TrainState:

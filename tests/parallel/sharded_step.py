@@ -37,7 +37,7 @@ def main(out: str, **axes: int) -> None:
     arrays = jax.device_put(batch.arrays, {name: spec.sharding for name, spec in specs.items()})
     shardings = tree_shardings(mesh, param_axes(SMALL))
     params = jax.device_put(random_params(SMALL), shardings)
-    options = StepOptions.from_config(config, make_ops(mesh))
+    options = StepOptions.from_config(config, make_ops(config, mesh))
     grads, sums = quick_jit(lambda p, b: accumulate(p, SMALL, b, options))(params, arrays)
     leaves = {jax.tree_util.keystr(p): np.asarray(g) for p, g in jax.tree_util.tree_leaves_with_path(grads)}
     np.savez(out, loss=np.asarray(sums["rl"]), **leaves)
