@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-_BLOCK = 128  # tokens of a block; measured on a CPU, see benchmarks/attention.py
+BLOCK = 128  # tokens of a block; measured on a CPU, see benchmarks/attention.py
 _LAST = jnp.iinfo(jnp.int32).max
 
 
@@ -82,9 +82,9 @@ def forward(
             at = visits[n]
             scores = _scores(q_block, k_blocks[at], q_token, jax.tree.map(lambda x: x[at], k_tokens))
             new_m = jnp.maximum(m, scores.max(axis=-1))
-            finite = _finite(new_m)
-            p = jnp.exp(scores - finite[..., None])
-            scale = jnp.exp(m - finite)
+            shift = finite(new_m)
+            p = jnp.exp(scores - shift[..., None])
+            scale = jnp.exp(m - shift)
             acc = acc * scale[..., None] + _matmul(p.astype(v.dtype), v_blocks[at])
             return new_m, total * scale + p.sum(axis=-1), acc
 
@@ -114,7 +114,7 @@ def backward(
     delta = jnp.sum(out.astype(jnp.float32) * grad.astype(jnp.float32), axis=-1)
     q_tokens, k_tokens = _token_blocks(queries), _token_blocks(keys)
     q_blocks, grad_blocks = _blocks(q, kv), _blocks(grad, kv)
-    lse_blocks, delta_blocks = _blocks(_finite(lse)[..., None], kv), _blocks(delta[..., None], kv)
+    lse_blocks, delta_blocks = _blocks(finite(lse)[..., None], kv), _blocks(delta[..., None], kv)
 
     def one_block(dq, scanned):
         k_block, v_block, k_token, visits, count = scanned
@@ -149,7 +149,7 @@ def visited_pairs(queries: Tokens, keys: Tokens) -> Int[Array, ""]:
 def _blocks(x: Float[Array, "b s h c"], kv: int) -> Float[Array, "n kv gm c"]:
     """Rows padded to whole blocks; within a block, the heads of one key/value head follow each other."""
     b, s, h, c = x.shape
-    size = min(_BLOCK, s)
+    size = min(BLOCK, s)
     padded = jnp.pad(x, ((0, 0), (0, -s % size), (0, 0), (0, 0)))
     split = padded.reshape(-1, size, kv, h // kv, c).transpose(0, 2, 3, 1, 4)
     return split.reshape(split.shape[0], kv, -1, c)
@@ -165,7 +165,7 @@ def _rows(x: Float[Array, "n kv gm c"], b: int, s: int, h: int) -> Float[Array, 
 def _token_blocks(tokens: Tokens) -> Tokens:
     """[B, S] as [N, M]; what fills the last blocks is padding."""
     s = tokens.positions.shape[1]
-    size = min(_BLOCK, s)
+    size = min(BLOCK, s)
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, -s % size))).reshape(-1, size), tokens)
 
 
@@ -219,6 +219,6 @@ def _matmul(a: Float[Array, "kv x y"], b: Float[Array, "kv y z"]) -> Float[Array
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _finite(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def finite(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """0 for the -inf of a query that has seen no key, so that exp(-inf - x) is 0."""
     return jnp.where(jnp.isneginf(x), 0.0, x)
