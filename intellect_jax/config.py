@@ -197,7 +197,7 @@ SCHEMA: dict[str, Any] = {
         "attention": Key(
             "auto",
             "how attention is computed; auto: the best on the platform for the row's length",
-            one_of("auto", "plain", "chunked", "splash"),
+            one_of("auto", "plain", "chunked", "splash", "tokamax"),
         ),
         "remat": Key(False, "recompute each layer's activations in the backward pass"),
         "router_replay": Key(True, "use the experts that the sampler chose for each token"),

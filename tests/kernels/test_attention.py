@@ -39,7 +39,8 @@ def test_chunks_equal_the_plain_reference_in_bfloat16():
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "tolerance"), [((2, 200, 4, 2, 16, 5), jnp.float32, 1e-5), ((1, 256, 2, 1, 128, 3), jnp.bfloat16, 1e-2)]
+    ("shape", "dtype", "tolerance"),
+    [((2, 200, 4, 2, 16, 5), jnp.float32, 1e-5), ((1, 256, 2, 1, 128, 3), jnp.bfloat16, 1e-2)],
 )
 def test_splash_interpreted_equals_the_plain_reference(shape, dtype, tolerance):
     case = packed_case(*shape, dtype)

@@ -45,7 +45,9 @@ def test_attention_on_every_mesh_equals_one_device():
 def test_unshuffle_undoes_shuffle(shards):
     x = jnp.arange(2 * 48 * 3).reshape(2, 48, 3)
     there = zigzag.shuffle(x, shards)
-    assert (zigzag.unshuffle(there, shards) == x).all() and (zigzag.shuffle(zigzag.unshuffle(x, shards), shards) == x).all()
+    assert (zigzag.unshuffle(there, shards) == x).all() and (
+        zigzag.shuffle(zigzag.unshuffle(x, shards), shards) == x
+    ).all()
     pieces = np.asarray(there[0, :, 0]).reshape(shards, 2, -1)[:, :, 0] // (3 * 48 // (2 * shards))
     assert (pieces.sum(axis=1) == 2 * shards - 1).all()  # device i holds pieces i and 2N-1-i
 

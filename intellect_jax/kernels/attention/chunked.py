@@ -1,4 +1,4 @@
-"""Attention over packed rows in memory linear in their length: online softmax over blocks of keys, with its own gradient.
+"""Attention over packed rows in memory linear in their length: online softmax over blocks, with its own gradient.
 
 Queries and keys are cut into blocks. Only pairs of blocks that may see each other, by their bounds of segment and
 position, are visited, forward and backward: loops over a list of them, whose length is known at run time only. Saved
@@ -148,7 +148,7 @@ def visited_pairs(queries: Tokens, keys: Tokens) -> Int[Array, ""]:
 
 def _blocks(x: Float[Array, "b s h c"], kv: int) -> Float[Array, "n kv gm c"]:
     """Rows padded to whole blocks; within a block, the heads of one key/value head follow each other."""
-    b, s, h, c = x.shape
+    _, s, h, c = x.shape
     size = min(BLOCK, s)
     padded = jnp.pad(x, ((0, 0), (0, -s % size), (0, 0), (0, 0)))
     split = padded.reshape(-1, size, kv, h // kv, c).transpose(0, 2, 3, 1, 4)
@@ -219,6 +219,6 @@ def _matmul(a: Float[Array, "kv x y"], b: Float[Array, "kv y z"]) -> Float[Array
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def finite(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def finite(x: Float[Array, " *any"]) -> Float[Array, " *any"]:
     """0 for the -inf of a query that has seen no key, so that exp(-inf - x) is 0."""
     return jnp.where(jnp.isneginf(x), 0.0, x)

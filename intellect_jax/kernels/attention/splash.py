@@ -1,7 +1,7 @@
 """Attention over packed rows on a TPU: JAX's splash attention, a Pallas flash kernel with its own gradient.
 
-Its causal mask is static, by the order in which tokens lie: pairs of blocks above the diagonal are skipped; segments are
-data, and masked.
+Its causal mask is static, by the order in which tokens lie: pairs of blocks above the diagonal are skipped. Segments
+are data, and masked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The order of tokens in which N devices that share a row have equal causal work.
 
 The row is cut into 2N pieces; device i holds pieces i and 2N-1-i, an early one that sees little and a late one.
-Source: Zhu, "Feature Request: Balancing computation with zigzag blocking" (ring-flash-attention, 2024); Llama 3 (2024), 3.3.2.
+Sources: Zhu, ring-flash-attention (2024); Llama Team, "The Llama 3 Herd of Models" (2024), section 3.3.2.
 """
 
 from __future__ import annotations
