@@ -194,6 +194,11 @@ SCHEMA: dict[str, Any] = {
         "seq_buckets": Key((256,), "row lengths a batch may have, tokens; each compiles once", increasing),
         "microbatch_buckets": Key((4,), "microbatches a batch may have; each compiles once", increasing),
         "rows": Key(8, "rows in one microbatch", at_least(1)),
+        "attention": Key(
+            "auto",
+            "how attention is computed; auto: the best on the platform for the row's length",
+            one_of("auto", "plain", "chunked", "splash", "tokamax"),
+        ),
         "remat": Key(False, "recompute each layer's activations in the backward pass"),
         "router_replay": Key(True, "use the experts that the sampler chose for each token"),
         "platform": Key("", "JAX platform of the trainer; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
@@ -205,6 +210,11 @@ SCHEMA: dict[str, Any] = {
         "expert": Key(1, "devices over which experts are sharded", axis_size),
         "context": Key(1, "devices over which a sequence is sharded", axis_size),
         "tensor": Key(1, "devices over which heads and MLP width are sharded", axis_size),
+        "context_strategy": Key(
+            "ring",
+            "how devices that share a row attend: ring passes keys around, ulysses exchanges tokens for heads",
+            one_of("ring", "ulysses"),
+        ),
     },
     "orchestrator": {
         "batch_size": Key(128, "rollouts per trainer step", at_least(1)),

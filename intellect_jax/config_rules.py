@@ -27,6 +27,11 @@ def _microbatches_needed(config: ConfigDict) -> int:
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        ("trainer.attention", "model.compute_dtype"),
+        lambda c: c.trainer.attention == "tokamax" and c.model.compute_dtype != "bfloat16",
+        "tokamax's kernels compute in bfloat16",
+    ),
+    Rule(
         ("orchestrator.batch_size", "orchestrator.group_size"),
         lambda c: c.orchestrator.batch_size % c.orchestrator.group_size != 0,
         "batch_size must be a multiple of group_size",

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
+from math import lcm, prod
 
 from ml_collections import ConfigDict
 
@@ -63,6 +63,26 @@ def refuse_uneven(sizes: dict[str, int], config: ConfigDict, cfg: ModelConfig) -
         if length % ways:
             where = " x ".join(f"parallel.{each}={sizes[each]}" for each in over)
             raise UserError(f"{name}={length}: must be a multiple of {ways} to be sharded over {where}")
+    if sizes["context"] > 1:
+        _refuse_context(sizes, config, cfg)
+
+
+def _refuse_context(sizes: dict[str, int], config: ConfigDict, cfg: ModelConfig) -> None:
+    """Raises UserError for what the strategy of the context axis cannot split."""
+    shards, strategy = sizes["context"], config.parallel.context_strategy
+    where = f"parallel.context={shards} by {strategy}"
+    if strategy == "ulysses":
+        heads, kv_heads = (n // sizes["tensor"] for n in (cfg.num_attention_heads, cfg.num_key_value_heads))
+        ways = lcm(kv_heads, shards)
+        if heads % ways:
+            raise UserError(
+                f"model.num_attention_heads={cfg.num_attention_heads}: a device of parallel.tensor={sizes['tensor']}"
+                f" holds {heads}, which must be a multiple of {ways} for {where}; or set context_strategy to ring"
+            )
+        return
+    for length in config.trainer.seq_buckets:
+        if length % (2 * shards):
+            raise UserError(f"trainer.seq_buckets={length}: must be a multiple of {2 * shards} for {where}")
 
 
 def _sharded_lengths(config: ConfigDict, cfg: ModelConfig) -> Iterator[tuple[str, str, int]]:

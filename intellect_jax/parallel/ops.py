@@ -10,14 +10,17 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from intellect_jax.models.ops import Ops
+from intellect_jax.parallel.attention import make_attention, make_shuffles
 from intellect_jax.parallel.mesh import sharding
 
 
 def make_ops(config: ConfigDict, mesh: Mesh) -> Ops:
     """How the policy computes on ``mesh``."""
+    attention = make_attention(config, mesh)
     if mesh.size == 1:
-        return Ops()
-    return Ops(constrain=partial(_constrain, mesh))
+        return Ops(attention=attention)
+    shuffle, unshuffle = make_shuffles(config, mesh)
+    return Ops(attention=attention, constrain=partial(_constrain, mesh), shuffle=shuffle, unshuffle=unshuffle)
 
 
 def _constrain(mesh: Mesh, x: Array, *axes: str | None) -> Array:

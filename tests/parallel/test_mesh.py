@@ -61,3 +61,18 @@ def test_a_length_that_its_axes_do_not_divide_is_told():
         refuse_uneven(sizes | {"data": 4}, config, cfg)
     with pytest.raises(ValueError, match=r"model.vocab_size=102: must be a multiple of 4"):
         refuse_uneven(sizes | {"tensor": 4}, config, cfg)
+
+
+def test_what_devices_that_share_a_row_cannot_split_is_told():
+    config = default_config()
+    config.trainer.seq_buckets = (24,)
+    cfg = ModelConfig.from_config(config.model, 128)
+    sizes = {"data": 1, "fsdp": 1, "expert": 1, "context": 8, "tensor": 1}
+    with pytest.raises(
+        ValueError, match=r"trainer.seq_buckets=24: must be a multiple of 16 for parallel.context=8 by ring"
+    ):
+        refuse_uneven(sizes, config, cfg)
+    config.parallel.context_strategy = "ulysses"
+    heads = cfg.num_attention_heads
+    with pytest.raises(ValueError, match=rf"model.num_attention_heads={heads}: a device of parallel.tensor=1 holds"):
+        refuse_uneven(sizes | {"context": 3}, config, cfg)

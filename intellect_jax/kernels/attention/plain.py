@@ -1,4 +1,4 @@
-"""Grouped-query attention over packed rows and over a key/value cache; softmax in float32.
+"""Attention by all scores at once: the reference, and what a key/value cache needs; softmax in float32.
 
 Shape suffixes: B batch, S queries, T keys, K key/value heads, G query heads per key/value head, C head width.
 """

@@ -1,0 +1,60 @@
+"""Which way to compute attention: as asked, or the best for platform, length and numbers."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from intellect_jax.errors import UserError
+from intellect_jax.kernels.attention import chunked, plain, splash
+
+_SHORT = 128  # tokens of a row that are one block of ``chunked`` anyway; see benchmarks/attention.py
+_PLATFORMS = {"splash": "tpu", "tokamax": "gpu"}  # of kernels that run on one alone
+
+
+def refuse_misfit(name: str, device: jax.Device) -> None:
+    """Raises UserError where the kernel asked for cannot run on devices like this one."""
+    wanted = _PLATFORMS.get(name, device.platform)
+    if wanted != device.platform:
+        raise UserError(f"trainer.attention={name}: runs on {wanted}, and the trainer's devices are {device.platform}")
+    if name == "tokamax" and not find_spec("tokamax"):
+        raise UserError("trainer.attention=tokamax: install tokamax, or set auto or chunked")
+
+
+def attention(
+    name: str,
+    device: jax.Device,
+    q: Float[Array, "b s h c"],
+    k: Float[Array, "b s k c"],
+    v: Float[Array, "b s k c"],
+    segment_ids: Int[Array, "b s"],
+    positions: Int[Array, "b s"],
+) -> Float[Array, "b s h c"]:
+    """Attention of packed rows in their own order by the kernel ``name``, or for ``auto`` by the best one.
+
+    ``device``: one like those it is compiled for. What padding attends to differs; nothing reads it.
+    """
+    arguments = (q, k, v, segment_ids, positions)
+    match best(device.platform, q.shape[1], q.dtype) if name == "auto" else name:
+        case "plain":
+            return plain.packed_attention(*arguments)
+        case "splash":
+            return splash.attention(*arguments)
+        case "tokamax":
+            from intellect_jax.kernels.attention import flash  # its package is there on GPUs only
+
+            return flash.attention(*arguments, device)
+        case _:
+            return chunked.attention(*arguments)
+
+
+def best(platform: str, length: int, dtype: jnp.dtype) -> str:
+    """On GPUs and TPUs their flash kernels, if they take the numbers; else plain scores of rows of a block at most."""
+    if platform == "tpu":
+        return "splash"
+    if platform == "gpu" and jnp.dtype(dtype).itemsize == 2 and find_spec("tokamax"):
+        return "tokamax"
+    return "plain" if length <= _SHORT else "chunked"
