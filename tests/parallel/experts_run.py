@@ -1,0 +1,115 @@
+"""Compares expert-parallel strategies with one device on a mesh of fake devices; run by test_experts.py in a process.
+
+python experts_run.py CASE...: prints, as JSON, by case and routing the relative L2 error of the output and of each
+gradient, and whether the bounded buffers sufficed. A case is <mesh>/<strategy>, see MESHES and STRATEGIES.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from intellect_jax.config import default_config
+from intellect_jax.kernels.grouped_matmul import LowRank, expert_mlp_reference
+from intellect_jax.parallel.axes import AXES
+from intellect_jax.parallel.experts import make_experts
+from intellect_jax.parallel.experts import ragged as ragged_file
+from intellect_jax.parallel.mesh import make_mesh
+from tests.policies import quick_jit, relative_error
+
+B, S, D, F, E, K, R = 8, 6, 16, 12, 8, 3, 4
+MESHES = {
+    "fsdp": {"data": 2, "fsdp": 4},
+    "expert": {"expert": 8},
+    "expert_fsdp": {"expert": 4, "fsdp": 2},
+    "expert_tensor": {"expert": 2, "tensor": 2, "data": 2},
+    "expert_context": {"expert": 4, "context": 2},
+    "all": {"fsdp": 2, "expert": 2, "tensor": 2},
+}
+STRATEGIES = {  # strategy, capacity, chunks
+    "local": ("auto", 0.0, 1),
+    "ring": ("ring", 0.0, 1),
+    "ring_chunks": ("ring", 0.0, 4),
+    "ring_bounded": ("ring", 1.5, 1),
+    "ragged": ("ragged", 0.0, 1),
+    "ragged_bounded": ("ragged", 1.5, 1),
+    "ragged_chunks": ("ragged", 2.0, 4),
+}
+
+
+def routings() -> Iterator[tuple[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+
+    def top(scores):
+        return np.argsort(-scores, axis=-1)[..., :K].astype(np.int32)
+
+    noise = rng.normal(size=(B, S, E))
+    yield "even", top(np.roll(np.arange(E), 1) * 0.0 + noise)
+    yield "skewed", top(noise - 0.7 * np.arange(E))
+    yield "some_without", top(noise - 100.0 * (np.arange(E) % 3 == 1))
+    yield "few", top(noise * 0 - np.arange(E)[::-1])  # every token on the last K experts
+    yield "one", np.full((B, S, K), 2, np.int32)
+
+
+def arrays(low_rank: bool):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    weights = jax.nn.softmax(normal(B, S, K))
+    kernels = (normal(E, D, F), normal(E, D, F), normal(E, F, D))
+    factors = LowRank(normal(E, D, R), normal(E, R, F), normal(E, R, F), normal(E, F, R), normal(E, R, D))
+    return (normal(B, S, D), weights, *kernels, factors if low_rank else None), normal(B, S, D)
+
+
+def one_device(x, ids, weights, gate, up, down, low_rank):
+    if low_rank is not None:
+        gate, up = gate + low_rank.gate_up_a @ low_rank.gate_b, up + low_rank.gate_up_a @ low_rank.up_b
+        down = down + low_rank.down_a @ low_rank.down_b
+    flat = expert_mlp_reference(x.reshape(-1, D), ids.reshape(-1, K), weights.reshape(-1, K), gate, up, down)
+    return flat.reshape(x.shape)
+
+
+def with_gradients(experts):
+    def loss(operands, ids, cotangent):
+        x, *rest = operands
+        y = experts(x, ids, *rest)
+        return jnp.sum(y * cotangent), y
+
+    return quick_jit(jax.grad(loss, has_aux=True))
+
+
+def not_a_number(_, tokens, fixed, x, weights, kernels):
+    return jnp.full_like(x, jnp.nan)
+
+
+def main(cases: list[str]) -> None:
+    results = {}
+    reference = {low: with_gradients(one_device) for low in (False, True)}
+    for case in cases:
+        mesh_name, strategy, *options = case.split("/")
+        low_rank = "lora" in options
+        parallel = default_config().parallel
+        parallel.update(dict.fromkeys(AXES, 1) | MESHES[mesh_name])
+        if "nan" in options:  # instead of falling back
+            ragged_file._in_ring = not_a_number
+        experts = make_experts(make_mesh(parallel), *STRATEGIES[strategy], K)
+        mine = with_gradients(experts)
+        operands, cotangent = arrays(low_rank)
+        for name, ids in routings():
+            got, expected = (f(operands, jnp.asarray(ids), cotangent) for f in (mine, reference[low_rank]))
+            results[f"{case}:{name}"] = {
+                jax.tree_util.keystr(path): relative_error(np.asarray(a), np.asarray(b))
+                for (path, a), b in zip(
+                    jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
+                )
+            }
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
