@@ -32,6 +32,10 @@ def at_least(low) -> Callable[[Any], str | None]:
     return lambda value: None if value >= low else f"at least {low}"
 
 
+def zero_or_at_least(low) -> Callable[[Any], str | None]:
+    return lambda value: None if value == 0 or value >= low else f"0, or at least {low}"
+
+
 def between(low, high) -> Callable[[Any], str | None]:
     return lambda value: None if low <= value <= high else f"between {low} and {high}"
 
@@ -194,6 +198,12 @@ SCHEMA: dict[str, Any] = {
         "seq_buckets": Key((256,), "row lengths a batch may have, tokens; each compiles once", increasing),
         "microbatch_buckets": Key((4,), "microbatches a batch may have; each compiles once", increasing),
         "rows": Key(8, "rows in one microbatch", at_least(1)),
+        "router_bias_rate": Key(
+            0.0,
+            "change of a router's selection bias a step, towards the experts with less than mean load (0: none); "
+            "only routers with such a bias (glm4_moe)",
+            at_least(0.0),
+        ),
         "remat": Key(False, "recompute each layer's activations in the backward pass"),
         "router_replay": Key(True, "use the experts that the sampler chose for each token"),
         "platform": Key("", "JAX platform of the trainer; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
@@ -205,6 +215,18 @@ SCHEMA: dict[str, Any] = {
         "expert": Key(1, "devices over which experts are sharded", axis_size),
         "context": Key(1, "devices over which a sequence is sharded", axis_size),
         "tensor": Key(1, "devices over which heads and MLP width are sharded", axis_size),
+        "expert_strategy": Key(
+            "auto",
+            "with an expert axis: every token to all its devices (ring), or to those with experts of its (ragged)",
+            one_of("auto", "ring", "ragged"),
+        ),
+        "expert_capacity": Key(
+            2.0,
+            "buffers of an expert shard hold so many times a balanced load; a larger one is computed in pieces, exactly "
+            "(0: buffers for any load)",
+            zero_or_at_least(1.0),
+        ),
+        "expert_chunks": Key(2, "parts of a shard's tokens, so that one is sent while another computes", at_least(1)),
     },
     "orchestrator": {
         "batch_size": Key(128, "rollouts per trainer step", at_least(1)),

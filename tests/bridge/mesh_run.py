@@ -12,6 +12,7 @@ import numpy as np
 from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.config import default_config
 from intellect_jax.data.packing import pack
+from intellect_jax.parallel.axes import AXES
 from intellect_jax.parallel.mesh import make_mesh
 from intellect_jax.parallel.ops import make_ops
 from intellect_jax.trainer import setup
@@ -41,7 +42,7 @@ def main(folder: str, out: str, axes: dict[str, int]) -> None:
     config = default_config()
     config.model.compute_dtype = "float32"
     config.trainer.router_replay = False
-    config.parallel.update(dict.fromkeys(config.parallel, 1) | axes)
+    config.parallel.update(dict.fromkeys(AXES, 1) | axes)
     mesh = make_mesh(config.parallel)
     optimizer = make_optimizer(config.trainer.optimizer)
     abstract = setup.abstract_state(SMALL, mesh, optimizer)

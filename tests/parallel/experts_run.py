@@ -94,11 +94,11 @@ def main(cases: list[str]) -> None:
         mesh_name, strategy, *options = case.split("/")
         low_rank = "lora" in options
         parallel = default_config().parallel
-        parallel.update(dict.fromkeys(AXES, 1) | MESHES[mesh_name])
+        keys = ("expert_strategy", "expert_capacity", "expert_chunks")
+        parallel.update(dict.fromkeys(AXES, 1) | MESHES[mesh_name] | dict(zip(keys, STRATEGIES[strategy], strict=True)))
         if "nan" in options:  # instead of falling back
             ragged_file._in_ring = not_a_number
-        experts = make_experts(make_mesh(parallel), *STRATEGIES[strategy], K)
-        mine = with_gradients(experts)
+        mine = with_gradients(make_experts(make_mesh(parallel), parallel))
         operands, cotangent = arrays(low_rank)
         for name, ids in routings():
             got, expected = (f(operands, jnp.asarray(ids), cotangent) for f in (mine, reference[low_rank]))

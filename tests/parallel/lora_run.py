@@ -17,6 +17,7 @@ from intellect_jax.config import default_config
 from intellect_jax.models.lora import Adapter, init_adapter
 from intellect_jax.models.lora_shape import TARGETS, Lora
 from intellect_jax.models.transformer import param_axes
+from intellect_jax.parallel.axes import AXES
 from intellect_jax.parallel.mesh import make_mesh, tree_shardings
 from intellect_jax.parallel.ops import make_ops
 from intellect_jax.trainer import setup
@@ -35,7 +36,7 @@ class Run:
         self.config.trainer.router_replay = False
         self.config.trainer.optimizer.eps = 1e-3  # or rounding of the first step's tiny gradients would be magnified
         self.config.lora.update(rank=LORA.rank, alpha=LORA.alpha, targets=LORA.targets)
-        self.config.parallel.update(dict.fromkeys(self.config.parallel, 1) | axes)
+        self.config.parallel.update(dict.fromkeys(AXES, 1) | axes)
         devices = jax.devices()[: int(np.prod(list(axes.values()), initial=1))]
         self.mesh = make_mesh(self.config.parallel, devices)
         self.optimizer = make_optimizer(self.config.trainer.optimizer)

@@ -9,6 +9,7 @@ import numpy as np
 from intellect_jax.config import default_config
 from intellect_jax.data.packing import pack
 from intellect_jax.models.transformer import abstract_params, param_axes
+from intellect_jax.parallel.axes import AXES
 from intellect_jax.parallel.mesh import make_mesh, tree_shardings
 from intellect_jax.parallel.ops import make_ops
 from intellect_jax.trainer.setup import batch_specs
@@ -20,7 +21,7 @@ from tests.policies import SMALL, quick_jit, random_params
 def main(out: str, **axes: int) -> None:
     config = default_config()
     config.model.compute_dtype = "float32"
-    config.parallel.update(dict.fromkeys(config.parallel, 1) | axes)
+    config.parallel.update(dict.fromkeys(AXES, 1) | axes)
     mesh = make_mesh(config.parallel)
     rng = np.random.default_rng(0)
     samples = []

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from intellect_jax.kernels.grouped_matmul import LowRank
 from intellect_jax.parallel.experts.local import local_experts
@@ -49,10 +50,10 @@ _AXES = Kernels(  # as models.transformer.param_axes and models.lora.adapter_axe
 
 @dataclass(frozen=True)
 class Experts:
-    """``Ops.experts`` on a mesh; hashable, so that equal ones share a compiled step."""
+    """``Ops.experts`` on a mesh; hashable, so that equal ones share a compiled step. See ``config.parallel``."""
 
     mesh: Mesh
-    strategy: str
+    strategy: str  # auto or one of STRATEGIES
     capacity: float
     chunks: int
 
@@ -82,21 +83,13 @@ class Experts:
         return jax.lax.reduce(partial_sums, jnp.zeros((), x.dtype), jax.lax.add, (0,))
 
 
-def make_experts(mesh: Mesh, strategy: str, capacity: float, chunks: int, experts_per_token: int) -> Experts:
-    """The experts' computation on ``mesh``.
-
-    ``strategy``: auto, ring or ragged; without an expert axis it is local whatever is asked. ``capacity``: buffers hold
-    so many times the rows of a balanced load (0: of any load). ``chunks``: parts of the tokens that follow one another.
-    """
-    ways = mesh.shape["expert"]
-    if ways == 1:
-        strategy = "local"
-    elif strategy == "auto":
-        strategy = _best(ways, experts_per_token, mesh.devices.flat[0].platform)
-    return Experts(mesh, strategy, capacity, chunks)
+def make_experts(mesh: Mesh, parallel: ConfigDict) -> Experts:
+    """The experts' computation on ``mesh``, as the ``parallel`` section asks."""
+    strategy = parallel.expert_strategy if mesh.shape["expert"] > 1 else "local"
+    return Experts(mesh, strategy, float(parallel.expert_capacity), parallel.expert_chunks)
 
 
-def _best(ways: int, experts_per_token: int, platform: str) -> str:
+def best_strategy(ways: int, experts_per_token: int, platform: str) -> str:
     """Ragged where it sends less than two thirds of what the ring sends; a CPU has no ragged exchange to gain by.
 
     The ring sends every token to every shard, in equal parts that overlap with compute; two thirds leave something
@@ -112,8 +105,9 @@ def _on_shard(experts: Experts, x: Array, ids: Array, weights: Array, kernels: K
     platform = experts.mesh.devices.flat[0].platform
     shard = Shard(ways, kernels.gate.shape[0], experts.capacity, tuple(experts.mesh.axis_names), platform)
     tokens = (x.reshape(-1, d), ids.reshape(b * s, -1), weights.reshape(b * s, -1))
-    compute = partial(STRATEGIES[experts.strategy], shard)
-    chunks = 1 if experts.strategy == "local" else min(experts.chunks, b * s)
+    strategy = best_strategy(ways, ids.shape[-1], platform) if experts.strategy == "auto" else experts.strategy
+    compute = partial(STRATEGIES[strategy], shard)
+    chunks = 1 if strategy == "local" else min(experts.chunks, b * s)
     # Gathered weights are never kept for the backward pass, which gathers them again.
     run = jax.checkpoint(partial(_chunked, compute, chunks), prevent_cse=False, policy=_but_gathered)
     return run(*tokens, kernels).reshape(1, b, s, d)

@@ -8,8 +8,8 @@ it receives in the order of their sources, without gaps; what is left of a buffe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,15 @@ from jaxtyping import Array, Float, Int
 from intellect_jax.parallel.experts.shard import AXIS
 
 
-class Wire(NamedTuple):
+@dataclass(frozen=True)
+class Wire:
     sent: int  # rows of the sender's buffer
     received: int  # rows of the receiver's
     bucket: int  # most rows that one device may send to one other
     ragged: bool  # whether the backend has ragged_all_to_all; XLA:CPU has not
 
 
-@partial(jax.custom_vjp, nondiff_argnums=0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def send(wire: Wire, rows: Float[Array, "sent d"], sizes: Int[Array, "n n"]) -> Float[Array, "received d"]:
     """Each row to its destination. Linear, with :func:`send_back` as transpose.
 
@@ -34,7 +35,7 @@ def send(wire: Wire, rows: Float[Array, "sent d"], sizes: Int[Array, "n n"]) -> 
     return _move(wire, rows, sizes, wire.received)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def send_back(wire: Wire, rows: Float[Array, "received d"], sizes: Int[Array, "n n"]) -> Float[Array, "sent d"]:
     """Each row to where it came from."""
     return _move(wire, rows, sizes.T, wire.sent)
