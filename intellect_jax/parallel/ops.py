@@ -10,6 +10,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from intellect_jax.models.ops import Ops
+from intellect_jax.parallel.experts import make_experts
 from intellect_jax.parallel.mesh import sharding
 
 
@@ -17,7 +18,7 @@ def make_ops(config: ConfigDict, mesh: Mesh) -> Ops:
     """How the policy computes on ``mesh``."""
     if mesh.size == 1:
         return Ops()
-    return Ops(constrain=partial(_constrain, mesh))
+    return Ops(experts=make_experts(mesh, config.parallel), constrain=partial(_constrain, mesh))
 
 
 def _constrain(mesh: Mesh, x: Array, *axes: str | None) -> Array:

@@ -47,7 +47,8 @@ def routings() -> Iterator[tuple[str, np.ndarray]]:
         return np.argsort(-scores, axis=-1)[..., :K].astype(np.int32)
 
     noise = rng.normal(size=(B, S, E))
-    yield "even", top(np.roll(np.arange(E), 1) * 0.0 + noise)
+    yield "even", ((np.arange(B * S).reshape(B, S, 1) + np.arange(K)) % E).astype(np.int32)
+    yield "random", top(noise)
     yield "skewed", top(noise - 0.7 * np.arange(E))
     yield "some_without", top(noise - 100.0 * (np.arange(E) % 3 == 1))
     yield "few", top(noise * 0 - np.arange(E)[::-1])  # every token on the last K experts
