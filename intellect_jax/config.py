@@ -222,8 +222,8 @@ SCHEMA: dict[str, Any] = {
         ),
         "expert_capacity": Key(
             2.0,
-            "buffers of an expert shard hold so many times a balanced load; a larger one is computed in pieces, exactly "
-            "(0: buffers for any load)",
+            "buffers of an expert shard hold so many times a balanced load; a larger load is computed in pieces, "
+            "exactly (0: buffers for any load)",
             zero_or_at_least(1.0),
         ),
         "expert_chunks": Key(2, "parts of a shard's tokens, so that one is sent while another computes", at_least(1)),

@@ -73,7 +73,8 @@ def refuse_unwritable(what: str, folder: Path) -> None:
 def refuse_without_bias(rate: float, cfg: ModelConfig) -> None:
     """A rate of change for a bias that the policy's routers do not have."""
     if rate and (cfg.router != "sigmoid" or not cfg.num_moe_layers):
-        raise UserError(f"trainer.router_bias_rate={rate}: this {cfg.family} has no routers with a selection bias: set 0")
+        what = f"trainer.router_bias_rate={rate}"
+        raise UserError(f"{what}: this {cfg.family} has no routers with a selection bias: set 0")
 
 
 def refuse_environments(config: ConfigDict) -> None:

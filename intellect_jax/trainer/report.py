@@ -53,4 +53,4 @@ def sft_metrics(batch: PackedBatch, sums: dict[str, float]) -> dict[str, float]:
 
 def router_metrics(sums: dict[str, float]) -> dict[str, float]:
     """How evenly experts were loaded; nothing of a policy without experts."""
-    return {f"router/{name}": sums[f"router_{name}"] for name in ("max_violation", "load_entropy") if f"router_{name}" in sums}
+    return {name.replace("router_", "router/", 1): value for name, value in sums.items() if name.startswith("router_")}

@@ -34,18 +34,16 @@ STRATEGIES: dict[str, Callable[[Shard, Array, Array, Array, Kernels], Array]] = 
     "ragged": ragged_experts,
 }
 _WIDE, _NARROW = ("expert", "embed", "expert_mlp"), ("expert", "expert_mlp", "embed")
-_AXES = Kernels(  # as models.transformer.param_axes and models.lora.adapter_axes have them, without the layers
-    gate=_WIDE,
-    up=_WIDE,
-    down=_NARROW,
-    low_rank=LowRank(
-        gate_up_a=("expert", "embed", None),
-        gate_b=("expert", None, "expert_mlp"),
-        up_b=("expert", None, "expert_mlp"),
-        down_a=("expert", "expert_mlp", None),
-        down_b=("expert", None, "embed"),
-    ),
-)
+_AXES: dict[str, tuple[str | None, ...]] = {  # as models.transformer.param_axes and models.lora.adapter_axes have them
+    "gate": _WIDE,
+    "up": _WIDE,
+    "down": _NARROW,
+    "gate_up_a": ("expert", "embed", None),
+    "gate_b": ("expert", None, "expert_mlp"),
+    "up_b": ("expert", None, "expert_mlp"),
+    "down_a": ("expert", "expert_mlp", None),
+    "down_b": ("expert", None, "embed"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Experts:
         """Weighted sum of the chosen experts' outputs; exact and without drops for any routing."""
         kernels = Kernels(gate, up, down, low_rank)
         tokens = sharding(self.mesh, "rows", "sequence", None).spec
-        places = jax.tree.map(lambda axes, _: sharding(self.mesh, *axes).spec, _axes(low_rank), kernels, is_leaf=_names)
+        places = _by_axes(lambda axes, _: sharding(self.mesh, *axes).spec, kernels)
         # The sum over the tensor axis stays outside: a psum in here would be transposed to a second psum.
         run = jax.shard_map(
             partial(_on_shard, self),
@@ -80,7 +78,7 @@ class Experts:
             check_vma=False,  # kernels of other libraries say nothing about the axes over which they vary
         )
         partial_sums = run(x, ids, weights, kernels)
-        return jax.lax.reduce(partial_sums, jnp.zeros((), x.dtype), jax.lax.add, (0,))
+        return jax.lax.reduce_sum(partial_sums, (0,))  # jnp.sum would send bfloat16 as float32
 
 
 def make_experts(mesh: Mesh, parallel: ConfigDict) -> Experts:
@@ -116,7 +114,7 @@ def _on_shard(experts: Experts, x: Array, ids: Array, weights: Array, kernels: K
 def _chunked(compute: Callable[..., Array], chunks: int, x, ids, weights, kernels: Kernels) -> Array:
     """``compute`` on parts of the tokens, unrolled: nothing ties one part to another, so that the scheduler may run the
     collectives of one while another computes."""
-    kernels = jax.tree.map(_gathered, _axes(kernels.low_rank), kernels, is_leaf=_names)
+    kernels = _by_axes(_gathered, kernels)
     bounds = [i * x.shape[0] // chunks for i in range(chunks + 1)]
     parts = [compute(x[i:j], ids[i:j], weights[i:j], kernels) for i, j in pairwise(bounds)]
     return jnp.concatenate(parts)
@@ -132,9 +130,6 @@ def _but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name != "all_gather"
 
 
-def _axes(low_rank: LowRank | None) -> Kernels:
-    return _AXES if low_rank is not None else _AXES._replace(low_rank=None)
-
-
-def _names(node: Any) -> bool:
-    return type(node) is tuple
+def _by_axes(function: Callable[[tuple[str | None, ...], Array], Any], kernels: Kernels) -> Any:
+    """``function`` of each kernel and its logical axes."""
+    return jax.tree_util.tree_map_with_path(lambda path, kernel: function(_AXES[path[-1].name], kernel), kernels)

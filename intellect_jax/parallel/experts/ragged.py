@@ -4,8 +4,8 @@ Mesh axes: ``expert`` all_gather of ids and weights (from which every device kno
 ``exchange.py`` there and back. All axes: pmax of one flag.
 
 One copy for each device, not for each expert, as in DeepEP (DeepSeek-V3, arXiv 2412.19437, section 3.2.2): with 8 of
-128 experts over 8 devices a token visits 5.3 devices on average. Buffers are bounded; a load that they cannot hold takes
-the ring instead, in pieces, as dropping tokens would change the policy's log-probabilities.
+128 experts over 8 devices a token visits 5.3 devices on average. Buffers are bounded; a load that they cannot hold
+takes the ring instead, in pieces, as dropping tokens would change the policy's log-probabilities.
 """
 
 from __future__ import annotations
