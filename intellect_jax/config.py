@@ -32,6 +32,10 @@ def at_least(low) -> Callable[[Any], str | None]:
     return lambda value: None if value >= low else f"at least {low}"
 
 
+def zero_or_at_least(low) -> Callable[[Any], str | None]:
+    return lambda value: None if value == 0 or value >= low else f"0, or at least {low}"
+
+
 def between(low, high) -> Callable[[Any], str | None]:
     return lambda value: None if low <= value <= high else f"between {low} and {high}"
 
@@ -199,6 +203,12 @@ SCHEMA: dict[str, Any] = {
             "how attention is computed; auto: the best on the platform for the row's length",
             one_of("auto", "plain", "chunked", "splash", "tokamax"),
         ),
+        "router_bias_rate": Key(
+            0.0,
+            "change of a router's selection bias a step, towards the experts with less than mean load (0: none); "
+            "only routers with such a bias (glm4_moe)",
+            at_least(0.0),
+        ),
         "remat": Key(False, "recompute each layer's activations in the backward pass"),
         "router_replay": Key(True, "use the experts that the sampler chose for each token"),
         "platform": Key("", "JAX platform of the trainer; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
@@ -215,6 +225,18 @@ SCHEMA: dict[str, Any] = {
             "how devices that share a row attend: ring passes keys around, ulysses exchanges tokens for heads",
             one_of("ring", "ulysses"),
         ),
+        "expert_strategy": Key(
+            "auto",
+            "with an expert axis: every token to all its devices (ring), or to those with experts of its (ragged)",
+            one_of("auto", "ring", "ragged"),
+        ),
+        "expert_capacity": Key(
+            2.0,
+            "buffers of an expert shard hold so many times a balanced load; a larger load is computed in pieces, "
+            "exactly (0: buffers for any load)",
+            zero_or_at_least(1.0),
+        ),
+        "expert_chunks": Key(2, "parts of a shard's tokens, so that one is sent while another computes", at_least(1)),
     },
     "orchestrator": {
         "batch_size": Key(128, "rollouts per trainer step", at_least(1)),

@@ -8,6 +8,8 @@ from math import ceil
 
 from ml_collections import ConfigDict
 
+from intellect_jax.parallel.axes import AXES
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -91,7 +93,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("parallel.data", "parallel.fsdp", "parallel.expert", "parallel.context", "parallel.tensor"),
-        lambda c: list(c.parallel.values()).count(-1) > 1,
+        lambda c: [c.parallel[axis] for axis in AXES].count(-1) > 1,
         "only one axis may be -1 and take the devices that are left",
     ),
     Rule(
@@ -103,6 +105,11 @@ RULES: tuple[Rule, ...] = (
         ("lora.rank", "lora.targets"),
         lambda c: c.lora.rank > 0 and not c.lora.targets,
         "LoRA needs something to adapt: attention, dense, experts or several of them",
+    ),
+    Rule(
+        ("lora.rank", "trainer.router_bias_rate"),
+        lambda c: c.lora.rank > 0 and c.trainer.router_bias_rate > 0,
+        "the adapters alone train: with LoRA the routers' bias stays as it is",
     ),
     Rule(
         ("lora.rank", "export.lora", "model.path"),

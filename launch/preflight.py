@@ -39,6 +39,7 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
     tokenizer, cfg = refuse_model(config)
     if "trainer" in roles:
         refuse_absent(Lora.from_config(config.lora), cfg)
+        refuse_without_bias(config.trainer.router_bias_rate, cfg)
         refuse_bad_record(config, tokenizer)
         if estimates.runs_on_cpu(config.trainer.platform):
             refuse_uneven(axis_sizes(config.parallel, estimates.cpu_devices()), config, cfg)
@@ -67,6 +68,13 @@ def refuse_unwritable(what: str, folder: Path) -> None:
         raise UserError(
             f"{what}: cannot write to {_existing(folder)} ({error.strerror}): choose another folder"
         ) from None
+
+
+def refuse_without_bias(rate: float, cfg: ModelConfig) -> None:
+    """A rate of change for a bias that the policy's routers do not have."""
+    if rate and (cfg.router != "sigmoid" or not cfg.num_moe_layers):
+        what = f"trainer.router_bias_rate={rate}"
+        raise UserError(f"{what}: this {cfg.family} has no routers with a selection bias: set 0")
 
 
 def refuse_environments(config: ConfigDict) -> None:

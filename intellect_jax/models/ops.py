@@ -48,7 +48,7 @@ class Ops:
     ``experts(x, ids, weights, gate, up, down, low_rank)``: see :func:`local_experts`.
     ``logprobs(hidden, kernel, targets, temperature, members)``: see ``kernels.logprobs.member_logprobs``.
     ``constrain(x, *axes)``: ``x`` with its dimensions laid out by their logical axes.
-    ``shuffle``, ``unshuffle``: arrays [B, S, ...] from the order of a row to that in which its parts are held, and back.
+    ``shuffle``, ``unshuffle``: arrays [B, S, ...] from a row's order to that in which its parts are held, and back.
     """
 
     attention: Callable[..., Array] = packed_attention

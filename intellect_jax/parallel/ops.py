@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.models.ops import Ops
 from intellect_jax.parallel.attention import make_attention, make_shuffles
+from intellect_jax.parallel.experts import make_experts
 from intellect_jax.parallel.mesh import sharding
 
 
@@ -20,7 +21,13 @@ def make_ops(config: ConfigDict, mesh: Mesh) -> Ops:
     if mesh.size == 1:
         return Ops(attention=attention)
     shuffle, unshuffle = make_shuffles(config, mesh)
-    return Ops(attention=attention, constrain=partial(_constrain, mesh), shuffle=shuffle, unshuffle=unshuffle)
+    return Ops(
+        attention=attention,
+        experts=make_experts(mesh, config.parallel),
+        constrain=partial(_constrain, mesh),
+        shuffle=shuffle,
+        unshuffle=unshuffle,
+    )
 
 
 def _constrain(mesh: Mesh, x: Array, *axes: str | None) -> Array:

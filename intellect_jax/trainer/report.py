@@ -35,6 +35,7 @@ def rl_metrics(batch: PackedBatch, sums: dict[str, float]) -> dict[str, float]:
         "mismatch/kl": sums["kl_sum"] / trained,
         "mismatch/fresh_kl_sum": sums["fresh_kl_sum"],
         "mismatch/fresh_max": sums["fresh_max"],
+        **router_metrics(sums),
         **batch.info.get("metrics", {}),
     }
 
@@ -46,4 +47,10 @@ def sft_metrics(batch: PackedBatch, sums: dict[str, float]) -> dict[str, float]:
         "tokens/trained": int(batch.arrays["loss_mask"].sum()),
         "loss/ce": sums["ce"],
         "grad/norm": sums["grad_norm"],
+        **router_metrics(sums),
     }
+
+
+def router_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """How evenly experts were loaded; nothing of a policy without experts."""
+    return {name.replace("router_", "router/", 1): value for name, value in sums.items() if name.startswith("router_")}

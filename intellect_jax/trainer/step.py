@@ -23,6 +23,7 @@ from intellect_jax.models.lora import Adapter, with_adapter
 from intellect_jax.models.lora_shape import Lora
 from intellect_jax.models.ops import LOCAL, Ops
 from intellect_jax.models.transformer import Params, forward, head_kernel
+from intellect_jax.trainer.balance import balance_metrics, balanced, expert_loads
 
 COMPONENTS = ("rl", "ce", "ref_kl")
 Batch = dict[str, Array]
@@ -41,16 +42,19 @@ class StepOptions(NamedTuple):
     remat: bool
     lora: Lora | None = None
     ops: Ops = LOCAL
+    router_bias_rate: float = 0.0
 
     @classmethod
     def from_config(cls, config: ConfigDict, ops: Ops = LOCAL) -> StepOptions:
         losses = ((config.algorithm.loss, config.algorithm[config.algorithm.loss]),)
         lora = Lora.from_config(config.lora)
-        return cls(losses, jnp.dtype(config.model.compute_dtype), config.trainer.remat, lora, ops)
+        dtype, trainer = jnp.dtype(config.model.compute_dtype), config.trainer
+        return cls(losses, dtype, trainer.remat, lora, ops, trainer.router_bias_rate)
 
 
-def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: StepOptions) -> tuple[Array, Array]:
-    """log p(tokens[t] | tokens[<t]) at the token's temperature, and entropy, each [R, S]; 0 outside ``loss_mask``."""
+def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: StepOptions) -> tuple[Array, Array, Array]:
+    """log p(tokens[t] | tokens[<t]) at the token's temperature, and entropy, each [R, S], 0 outside ``loss_mask``; and
+    the experts' loads [L, E]."""
     ops = options.ops
     tokens, positions, segment_ids = (ops.shuffle(micro[name]) for name in ("tokens", "positions", "segment_ids"))
     out = forward(
@@ -68,7 +72,7 @@ def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: Step
     following = (jnp.roll(micro[name], -1, axis=1) for name in ("tokens", "temperature", "loss_mask"))
     ahead = ops.logprobs(out.hidden, head_kernel(params, cfg), *(ops.shuffle(x) for x in following))
     logprobs, entropy = (jnp.roll(ops.unshuffle(x), 1, axis=1) for x in ahead)
-    return logprobs, entropy
+    return logprobs, entropy, expert_loads(out.routed_experts, segment_ids > 0, cfg.n_routed_experts)
 
 
 def component_losses(logprobs: Float[Array, "r s"], micro: Batch, options: StepOptions) -> dict[str, Array]:
@@ -98,10 +102,10 @@ def microbatch_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """This microbatch's share of the batch's loss, and sums for the metrics."""
     params = trained if base is None or options.lora is None else with_adapter(base, Adapter(trained, options.lora))
-    logprobs, entropy = batch_logprobs(params, cfg, micro, options)
+    logprobs, entropy, loads = batch_logprobs(params, cfg, micro, options)
     losses = {c: jnp.sum(loss) / counts[c] for c, loss in component_losses(logprobs, micro, options).items()}
     sums = _token_sums(jax.lax.stop_gradient(logprobs), entropy, micro)
-    return losses["rl"] + losses["ce"] + losses["ref_kl"], {**losses, **sums}
+    return losses["rl"] + losses["ce"] + losses["ref_kl"], {**losses, **sums, "loads": loads}
 
 
 def _token_sums(logprobs: Array, entropy: Array, micro: Batch) -> dict[str, Array]:
@@ -139,8 +143,9 @@ def accumulate(
         return jax.lax.cond(jnp.any(micro["loss_mask"]), run, lambda carry: carry, carry), None
 
     names = (*COMPONENTS, "entropy_sum", "kl_sum", "fresh_kl_sum", "fresh_max")
-    start = (jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros((), jnp.float32) for name in names})
-    return jax.lax.scan(add, start, batch)[0]
+    sums = {name: jnp.zeros((), jnp.float32) for name in names}
+    sums["loads"] = jnp.zeros((cfg.num_moe_layers, cfg.n_routed_experts), jnp.float32)
+    return jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), sums), batch)[0]
 
 
 def make_train_step(
@@ -157,6 +162,10 @@ def make_train_step(
         grads, sums = accumulate(state.params, cfg, batch, options, base)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-        return TrainState(params, opt_state), {**sums, "grad_norm": optax.global_norm(grads)}
+        loads = sums.pop("loads")
+        if options.router_bias_rate:
+            params = balanced(params, loads, options.router_bias_rate)
+        metrics = {**sums, **balance_metrics(loads), "grad_norm": optax.global_norm(grads)}
+        return TrainState(params, opt_state), metrics
 
     return step

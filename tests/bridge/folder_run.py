@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from intellect_jax.bridge import load_pretrained, save_pretrained, streams
 from intellect_jax.bridge.source import Source
 from intellect_jax.config import default_config
+from intellect_jax.parallel.axes import AXES
 from intellect_jax.parallel.mesh import make_mesh
 
 
@@ -20,7 +21,7 @@ def main(folder: str, out: str, processes: int, index: int, port: str, axes: dic
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, index, initialization_timeout=60)
     parallel = default_config().parallel
-    parallel.update(dict.fromkeys(parallel, 1) | axes)
+    parallel.update(dict.fromkeys(AXES, 1) | axes)
     released: list[int] = []
     release = Source.release
     Source.release = lambda self, view: (released.append(view.nbytes), release(self, view))[1]

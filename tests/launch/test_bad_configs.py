@@ -130,6 +130,18 @@ BAD = {
         "lora.rank=4, lora.targets=(): LoRA needs something to adapt: attention, dense, experts or several of them",
     ),
     "LoRA without a share": ("--config.lora.alpha=0", "lora.alpha=0.0: must be greater than 0"),
+    "balancing without a bias": (
+        "--config.trainer.router_bias_rate=0.001 --config.model.family=qwen3_moe",
+        "trainer.router_bias_rate=0.001: this qwen3_moe has no routers with a selection bias: set 0",
+    ),
+    "balancing under LoRA": (
+        "--config.trainer.router_bias_rate=0.001 --config.lora.rank=4",
+        "lora.rank=4, trainer.router_bias_rate=0.001: the adapters alone train",
+    ),
+    "buffers for less than a balanced load": (
+        "--config.parallel.expert_capacity=0.5",
+        "parallel.expert_capacity=0.5: must be 0, or at least 1",
+    ),
     "adapter without a base": (
         "--config.lora.rank=4 --config.export.lora=adapter",
         "lora.rank=4, export.lora='adapter', model.path='': an adapter needs a base that others can load",

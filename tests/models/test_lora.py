@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from intellect_jax.trees import leaf
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.models.lora import adapter_axes, init_adapter, with_adapter
 from intellect_jax.models.lora_shape import TARGETS, Lora, factor_paths
+from intellect_jax.trees import leaf
 from tests.policies import SMALL, loss_function, quick_jit, random_params, relative_error, with_random_adapter
 
 TOKENS = np.random.default_rng(3).integers(0, SMALL.vocab_size, (4, 12)).astype(np.int32)
