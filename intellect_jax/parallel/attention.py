@@ -29,8 +29,11 @@ def make_attention(config: ConfigDict, mesh: Mesh) -> Callable[..., Array]:
         return whole_rows
     local = whole_rows
     if mesh.shape["context"] > 1:
-        strategies = {"ring": ring.attention, "ulysses": partial(ulysses.attention, whole_rows)}
-        local = partial(strategies[config.parallel.context_strategy], axis="context")
+        ways: dict[str, Callable[..., Array]] = {
+            "ring": ring.attention,
+            "ulysses": partial(ulysses.attention, whole_rows),
+        }
+        local = partial(ways[config.parallel.context_strategy], axis="context")
     heads, kv_heads = (sharding(mesh, "rows", "sequence", name, None).spec for name in ("heads", "kv_heads"))
     tokens = sharding(mesh, "rows", "sequence").spec
     specs = (heads, kv_heads, kv_heads, tokens, tokens)

@@ -32,7 +32,7 @@ def attention(
     q, k, v = (_heads_first(x) for x in (q * q.shape[-1] ** -0.5, k, v))
     segments = jnp.pad(segment_ids, ((0, 0), (0, -s % _LANES)))
     out = jax.vmap(_kernel(q.shape[2], heads, interpret))(q, k, v, kernel.SegmentIds(segments, segments))
-    return out.transpose(0, 2, 1, 3)[:, :s]
+    return jnp.transpose(out, (0, 2, 1, 3))[:, :s]  # type: ignore[arg-type]  # asked for no residuals: one array
 
 
 def _heads_first(x: Float[Array, "b s h c"]) -> Float[Array, "b h t c"]:
@@ -42,7 +42,16 @@ def _heads_first(x: Float[Array, "b s h c"]) -> Float[Array, "b h t c"]:
 
 def _kernel(length: int, heads: int, interpret: bool) -> kernel.SplashAttentionKernel:
     block = next(size for size in (_LARGEST_BLOCK, 256, _LANES) if length % size == 0)
-    sizes = kernel.BlockSizes(*[block] * 8)
+    sizes = kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
     return kernel.make_splash_mha(
         mask,
