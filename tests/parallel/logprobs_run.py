@@ -17,7 +17,7 @@ from intellect_jax.parallel.logprobs import make_logprobs
 from intellect_jax.parallel.mesh import make_mesh, sharding
 from tests.policies import quick_jit, relative_error
 
-ROWS, LENGTH, WIDTH, VOCABULARY = 8, 48, 16, 8400
+ROWS, LENGTH, WIDTH, VOCABULARY = 8, 48, 16, 16800
 
 
 def inputs():
