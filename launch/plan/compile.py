@@ -29,7 +29,7 @@ _ENVIRONMENT = {
         "CUDA_VISIBLE_DEVICES": "-1",
         "XLA_FLAGS": "--xla_gpu_autotune_level=0",
     },
-    "tpu": {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"},
+    "tpu": {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from intellect_jax.models.config import ModelConfig
@@ -43,12 +44,17 @@ class Shape:
         """Parameters outside and inside of routed experts."""
         cfg = self.cfg
         experts = 3.0 * cfg.num_moe_layers * cfg.n_routed_experts * cfg.hidden_size * cfg.moe_intermediate_size
-        return estimates.parameter_count(cfg) - experts, experts
+        return _parameters(cfg) - experts, experts
 
     def shard(self, dense: float, experts: float) -> float:
         """Parameters that one device holds of these."""
         mesh = self.mesh
         return (dense + experts / mesh["expert"]) / (mesh["fsdp"] * mesh["tensor"])
+
+
+@lru_cache(maxsize=16)
+def _parameters(cfg: ModelConfig) -> int:
+    return estimates.parameter_count(cfg)
 
 
 def memory(shape: Shape) -> dict[str, float]:

@@ -59,12 +59,9 @@ def candidates(
 
     A step keeps its rows: each mesh takes as many at once as it shards, in so many more microbatches.
     """
-    found = [
-        _candidate(config, cfg, target, mesh, policy, batch)
-        for mesh in meshes(devices)
-        for policy in policies
-        if _works(config, cfg, mesh, batch)
-    ]
+    scratch = config.copy_and_resolve_references()
+    working = [mesh for mesh in meshes(devices) if _works(scratch, cfg, mesh, batch)]
+    found = [_candidate(config, cfg, target, mesh, policy, batch) for mesh in working for policy in policies]
     if not found:
         raise UserError(f"--devices={devices}: no mesh divides this policy and batch: change trainer.rows or --devices")
     fitting = [each for each in found if fits(target, each.memory)]
@@ -87,14 +84,14 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
     return split(devices, AXES)
 
 
-def _works(config: ConfigDict, cfg: ModelConfig, mesh: dict[str, int], batch: Batch) -> bool:
+def _works(scratch: ConfigDict, cfg: ModelConfig, mesh: dict[str, int], batch: Batch) -> bool:
+    """Whether the mesh divides everything; writes its rows into ``scratch``."""
     ways = prod(mesh[axis] for axis in ("data", "fsdp", "expert"))
     if batch.rows * batch.microbatches % ways or (mesh["expert"] > 1 and not cfg.num_moe_layers):
         return False
-    changed = config.copy_and_resolve_references()
-    changed.trainer.rows = ways
+    scratch.trainer.rows = ways
     try:
-        refuse_uneven(mesh, changed, cfg)
+        refuse_uneven(mesh, scratch, cfg)
     except UserError:
         return False
     return True

@@ -37,7 +37,7 @@ def test_candidates_fit_run_and_keep_the_step():
     found = candidates(config, cfg, H200, 128, batch)
     assert all(fits(H200, each.memory) for each in found)
     assert [each.bound.serial for each in found] == sorted(each.bound.serial for each in found)
-    for each in found[:20]:
+    for each in found[:5]:
         changed = each.apply(config)
         refuse_uneven(each.mesh, changed, cfg)
         assert each.rows * each.microbatches == batch.rows * batch.microbatches
