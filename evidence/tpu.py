@@ -3,8 +3,8 @@
     python -m evidence.tpu
 
 In an environment with libtpu (`make plan-tpu`). The step is that of INTELLECT-3's recipe at GLM-4.5-Air's size on 128
-chips; the engine serves Qwen3-30B-A3B from one chip. Results go to evidence/results/tpu.json as they come; what is there
-already, of the same recipe and versions, is not compiled again.
+chips; the engine serves Qwen3-30B-A3B from one chip. Results go to evidence/results/tpu.json as they come; what is
+there already, of the same recipe and versions, is not compiled again.
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ def arguments_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, arguments: 
 def frozen_base(cfg: ModelConfig, mesh: Mesh) -> Any:
     """LoRA's frozen parameters, counted as bfloat16: what they are of a checkpoint that stores them so."""
     shapes, shardings = abstract_params(cfg), tree_shardings(mesh, param_axes(cfg))
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=where), shapes, shardings)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=where), shapes, shardings
+    )
 
 
 def state_bytes(state: Any, batch: Any, rate: Any, base: Any) -> dict[str, float]:

@@ -29,7 +29,12 @@ _ENVIRONMENT = {
         "CUDA_VISIBLE_DEVICES": "-1",
         "XLA_FLAGS": "--xla_gpu_autotune_level=0",
     },
-    "tpu": {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+    "tpu": {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",  # or it asks a metadata server that is not there
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody owns a chip: several may compile
+    },
 }
 
 

@@ -105,7 +105,9 @@ def kept_none(shape: Shape, moe: bool) -> float:
 
 def _attention(shape: Shape) -> float:
     """Queries, keys, values and the output."""
-    return 2 * (shape.cfg.num_attention_heads + shape.cfg.num_key_value_heads) * shape.cfg.head_dim / shape.mesh["tensor"]
+    return (
+        2 * (shape.cfg.num_attention_heads + shape.cfg.num_key_value_heads) * shape.cfg.head_dim / shape.mesh["tensor"]
+    )
 
 
 def temporaries(shape: Shape) -> float:
@@ -126,13 +128,15 @@ def temporaries(shape: Shape) -> float:
 def bound(shape: Shape, target: Target) -> Roofline:
     """Roofline of the estimated FLOPs and collectives."""
     devices, batch = prod(shape.mesh.values()), shape.batch
-    parts = step_flops(shape.cfg, batch, shape.lora)
+    parts = step_flops(shape.cfg, batch, frozen=shape.lora is not None)
     model = sum(parts.values())
-    again = {"full": 1 / 3, "selective": 1 / 3 * (1 - parts["attention_scores"] / model)}.get(shape.remat, 0.0)
+    again = {"full": 1 / 3, "selective": 1 / 3 * (1 - parts["attention"] / model)}.get(shape.remat, 0.0)
     executed = {"bf16": model * (1 + again) / devices}
     held = shape.shard(*shape.weights)
     passes = 2 + (shape.remat == "full")
-    moved = batch.microbatches * (passes * ACT * held * shape.mesh["fsdp"] + 10 * activations(shape)) + 7 * MASTER * held
+    moved = (
+        batch.microbatches * (passes * ACT * held * shape.mesh["fsdp"] + 10 * activations(shape)) + 7 * MASTER * held
+    )
     return roofline(target, executed, moved, list(collectives(shape, target.per_node)), model, devices)
 
 
@@ -148,7 +152,9 @@ def collectives(shape: Shape, per_node: int) -> Iterator[Traffic]:
         yield _along("data", "all-reduce", MASTER * gathered / mesh["fsdp"], 1, mesh, per_node)
         yield _along("fsdp", "reduce-scatter", MASTER * gathered, times, mesh, per_node)
     yield _along("fsdp", "all-gather", ACT * gathered, 2 * times, mesh, per_node)
-    yield _along("expert", "all-gather", activation * mesh["expert"], passes * times * cfg.num_moe_layers, mesh, per_node)
+    yield _along(
+        "expert", "all-gather", activation * mesh["expert"], passes * times * cfg.num_moe_layers, mesh, per_node
+    )
     yield _along(
         "expert", "reduce-scatter", activation * mesh["expert"], passes * times * cfg.num_moe_layers, mesh, per_node
     )

@@ -1,4 +1,4 @@
-"""A small simulation of the asynchronous loop: how many samplers feed the trainer, how stale its samples are, who waits.
+"""A small simulation of the asynchronous loop: how many samplers feed the trainer, how stale samples are, who waits.
 
 Requests share the fleet's tokens per second equally, none faster than one request alone goes; answers are as long as a
 lognormal says. What starts, when a batch is cut and what is too old follow orchestrator/scheduler.py.
@@ -70,7 +70,9 @@ def loop_of(config: ConfigDict, step_seconds: float, samplers: int) -> Loop:
     """From a configuration's ``plan`` and ``orchestrator`` sections."""
     plan, orchestrator = config.plan, config.orchestrator
     mean = plan.response_mean or orchestrator.max_new_tokens / 4
-    lengths = Lengths(mean, plan.response_p95 or min(3 * mean, orchestrator.max_new_tokens), orchestrator.max_new_tokens)
+    lengths = Lengths(
+        mean, plan.response_p95 or min(3 * mean, orchestrator.max_new_tokens), orchestrator.max_new_tokens
+    )
     return Loop(
         lengths,
         samplers,

@@ -10,7 +10,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from intellect_jax.config import to_plain
-from intellect_jax.errors import UserError
 from intellect_jax.files import write_json
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora_shape import Lora, refuse_absent
@@ -74,7 +73,7 @@ def one_plan(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int,
 def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, compiled: Compiled) -> dict[str, Any]:
     """What a compiled step means on a target: everything that the report shows, as plain values."""
     batch, lora = batch_of(config), Lora.from_config(config.lora)
-    parts = step_flops(cfg, batch, lora)
+    parts = step_flops(cfg, batch, frozen=lora is not None)
     kinds = memory.by_kind(compiled)
     own = compiled.compiler == target.compiler
     if not own:  # fake CPU devices: temporaries of another compiler say nothing about this target

@@ -10,7 +10,6 @@ from launch.plan.fleet import ENOUGH
 from launch.plan.targets import USABLE, Target
 
 
-
 def size_text(size: float) -> str:
     """Three or four digits and a decimal unit."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -71,8 +70,8 @@ def _flops(found: dict[str, Any]) -> list[str]:
     lines = [f"model FLOPs  {model:.4g} a step (causal half, nothing twice): " + _shares(found["model_flops"])]
     if executed:
         lines.append(
-            f"executed     {executed:.4g}, {executed / model:.2f}x: recomputation, masked halves, padding and work that "
-            f"several devices repeat ({found['traced_flops']:.4g} before it was spread over devices)"
+            f"executed     {executed:.4g}, {executed / model:.2f}x: recomputation, masked halves, padding, and work that "
+            f"several devices repeat (without that {found['traced_flops']:.4g})"
         )
     if found["unknown_loops"]:
         lines.append(f"  {found['unknown_loops']} loops of unknown length are counted once")

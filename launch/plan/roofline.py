@@ -36,7 +36,7 @@ class Traffic:
 
 @dataclass
 class Roofline:
-    """Seconds of a step. ``overlapped``: everything at once; ``serial``: one after the other. The truth lies between."""
+    """Seconds of a step. ``overlapped``: everything at once; ``serial``: links wait. The truth lies between."""
 
     compute: float
     memory: float
@@ -67,7 +67,10 @@ class Roofline:
 def roofline(
     target: Target, flops: dict[str, float], traffic: float, collectives: Iterable[Traffic], model: float, devices: int
 ) -> Roofline:
-    """Of one device's executed ``flops`` by dtype, ``traffic`` bytes of memory and collectives; ``model``: all FLOPs."""
+    """Of one device's executed ``flops`` by dtype, bytes of memory ``traffic`` and collectives.
+
+    ``model``: model FLOPs of all ``devices``.
+    """
     links: dict[str, float] = defaultdict(float)
     for each in collectives:
         links[each.place] += each.executions * seconds(target, each)

@@ -53,7 +53,12 @@ def remat_value(config: ConfigDict, policy: str) -> bool | str:
 
 
 def candidates(
-    config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, batch: Batch, policies: tuple[str, ...] = POLICIES
+    config: ConfigDict,
+    cfg: ModelConfig,
+    target: Target,
+    devices: int,
+    batch: Batch,
+    policies: tuple[str, ...] = POLICIES,
 ) -> list[Candidate]:
     """Everything that fits by arithmetic, fastest first; the least memory first where nothing fits.
 

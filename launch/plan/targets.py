@@ -1,11 +1,11 @@
 """The hardware that ``plan`` knows, as its makers' datasheets state it. Bytes are powers of ten where they use them.
 
 Rates are peaks of one device; links are one direction. Sources:
-NVIDIA H100 and H200 datasheets (SXM): 989.4 TFLOP/s dense bf16, 494.7 dense TF32, 3.35 and 4.8 TB/s, NVLink 900 GB/s both
-directions; NVIDIA HGX B200: 2250 and 1100 TFLOP/s, 8 TB/s, NVLink 1.8 TB/s. Between nodes the reference design of all
-three has one 400 Gb/s port a GPU (DGX SuperPOD). Google Cloud's TPU pages: v5p 459 TFLOP/s, 2765 GB/s, 1200 GB/s of
-interconnect both directions over 6 ports; v6e 918 TFLOP/s, 1638 GB/s, 800 GB/s over 4 ports. A ring over one mesh axis
-uses two ports. TPU slices are one "node"; float32 matmuls run there as bf16 by default.
+NVIDIA H100 and H200 datasheets (SXM): 989.4 TFLOP/s dense bf16, 494.7 dense TF32, 3.35 and 4.8 TB/s, NVLink 900 GB/s
+both directions; NVIDIA HGX B200: 2250 and 1100 TFLOP/s, 8 TB/s, NVLink 1.8 TB/s. Between nodes the reference design of
+all three has one 400 Gb/s port a GPU (DGX SuperPOD). Google Cloud's TPU pages: v5p 459 TFLOP/s, 2765 GB/s, 1200 GB/s of
+interconnect both directions over 6 ports; v6e 918 TFLOP/s, 1638 GB/s, 800 GB/s over 4 ports; 50 Gb/s between slices. A
+ring over one mesh axis uses two ports. TPU slices are one "node"; float32 matmuls run there as bf16 by default.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ TARGETS = {
 
 
 def topology(target: Target, devices: int) -> str:
-    """The name that ``jax.experimental.topologies`` knows this many devices by; raises UserError where there is none."""
+    """The name that ``jax.experimental.topologies`` knows so many devices by; raises UserError where there is none."""
     if target.compiler == "cuda":
         per_node = min(devices, target.per_node)
         if devices % per_node:

@@ -113,7 +113,7 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
 
 CALLS = {
     "cublas": (
-        "(f32[8,16]{1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target=\"__cublas$gemm\", backend_config="
+        '(f32[8,16]{1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config='
         '{"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}',
         2 * 8 * 4 * 16,
     ),

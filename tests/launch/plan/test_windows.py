@@ -24,7 +24,12 @@ def test_positions_are_those_of_brute_force():
     ("shapes", "result", "attributes", "flops"),
     [
         # heads as a window that the output walks: [16, 256 tokens, 64] x [64, 8 heads, 32]
-        (((1, 16, 256), (256, 8, 32)), (8, 16, 32), "window={size=8 pad=7_7 rhs_reversal=1}, dim_labels=0bf_i0o->0bf", 8),
+        (
+            ((1, 16, 256), (256, 8, 32)),
+            (8, 16, 32),
+            "window={size=8 pad=7_7 rhs_reversal=1}, dim_labels=0bf_i0o->0bf",
+            8,
+        ),
         # a batched matmul: batch 4 as a dilated window that meets itself alone
         (((8, 4, 16), (32, 4, 16)), (4, 8, 32), "window={size=4 stride=3 lhs_dilate=4}, dim_labels=b0f_o0i->0bf", 4),
     ],
