@@ -70,7 +70,7 @@ def _flops(found: dict[str, Any]) -> list[str]:
     lines = [f"model FLOPs  {model:.4g} a step (causal half, nothing twice): " + _shares(found["model_flops"])]
     if executed:
         lines.append(
-            f"executed     {executed:.4g}, {executed / model:.2f}x: recomputation, masked halves, padding, and work that "
+            f"executed     {executed:.4g}, {executed / model:.2f}x: recomputation, masked halves, padding, and what "
             f"several devices repeat (without that {found['traced_flops']:.4g})"
         )
     if found["unknown_loops"]:
