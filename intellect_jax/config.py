@@ -296,6 +296,13 @@ SCHEMA: dict[str, Any] = {
         ),
         "dtype": Key("bfloat16", "dtype of exported weights", one_of("bfloat16", "float32")),
     },
+    "plan": {
+        "member_share": Key(1.0, "share of a row's tokens that have a loss", between(0.0, 1.0)),
+        "sampler_tokens_per_second": Key(2000.0, "what one sampler GPU makes with enough requests, tokens/s", above(0)),
+        "request_tokens_per_second": Key(60.0, "what one request gets at most, tokens/s", above(0)),
+        "response_mean": Key(0.0, "mean length of an answer, tokens (0: a quarter of max_new_tokens)", at_least(0.0)),
+        "response_p95": Key(0.0, "length that 95% of answers stay below, tokens (0: 3 x the mean)", at_least(0.0)),
+    },
     "monitor": {
         "tensorboard": Key(False, "also write every metric for TensorBoard, in <run>/tensorboard", tensorboard),
     },

@@ -127,6 +127,11 @@ RULES: tuple[Rule, ...] = (
         "supervised steps need data",
     ),
     Rule(
+        ("plan.response_mean", "plan.response_p95"),
+        lambda c: c.plan.response_p95 > 0 and not 1 <= c.plan.response_p95 / max(c.plan.response_mean, 1e-9) <= 3.86,
+        "a lognormal's 95th percentile is 1 to 3.86 times its mean: give both",
+    ),
+    Rule(
         ("trainer.max_steps", "sft.steps"),
         lambda c: c.trainer.max_steps == 0 and c.sft.steps == 0 and not c.eval.only,
         "there is nothing to do: ask for RL steps, supervised steps or both",

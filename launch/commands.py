@@ -21,7 +21,10 @@ from intellect_jax.transport.weights import WeightStore
 from launch import addresses, preflight, preparation, reporting, roles, rundir
 from launch.arguments import Arguments
 from launch.configuration import DEFAULTS, Resolved, resolve
-from launch.exit_codes import DONE
+from launch.exit_codes import DONE, FAILED
+from launch.plan import main as planning
+from launch.plan.compile import CompilationFailed
+from launch.plan.targets import TARGETS
 from launch.restarts import Death
 from launch.supervisor import Supervisor
 
@@ -87,6 +90,32 @@ def export(arguments: Arguments) -> int:
     from launch.export import main  # only now: it imports JAX
 
     return main(resolved.config, resolved.run_dir, out, arguments.checkpoint)
+
+
+def plan(arguments: Arguments) -> int:
+    """What a training step takes on hardware that is not there."""
+    resolved = resolve(arguments)
+    if arguments.target not in TARGETS:
+        raise UserError(f"--target={arguments.target}: must be one of {', '.join(TARGETS)}")
+    if not arguments.devices:
+        raise UserError("--devices: how many devices shall the trainer have? For example --devices=128")
+    if arguments.dry_run:
+        return _dry_run(resolved, write=False)
+    out = Path(arguments.out) if arguments.out else resolved.run_dir / "plan.json"
+    preflight.refuse_unwritable("--out", out.parent)
+    try:
+        planning.plan(
+            resolved.config,
+            arguments.target,
+            arguments.devices,
+            out,
+            search=arguments.search,
+            fleet_devices=arguments.fleet_devices,
+        )
+    except CompilationFailed as error:
+        print(f"launch: {error}", file=sys.stderr)
+        return FAILED
+    return DONE
 
 
 def role(arguments: Arguments) -> int:

@@ -154,14 +154,8 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     state = abstract_state(cfg, mesh, optimizer, lora)
     base = initial_params(config, cfg, mesh, frozen=True) if lora else None
     trainer = Trainer(config, cfg, mesh, optimizer, {}, state, base)
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    step = jax.jit(
-        make_train_step(cfg, StepOptions.from_config(config, make_ops(config, mesh)), optimizer),
-        donate_argnums=0,
-        out_shardings=(state_shardings, replicated),
-    )
-    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    step = jit_step(config, cfg, mesh, optimizer, state)
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     for seq in config.trainer.seq_buckets:
         for microbatches in config.trainer.microbatch_buckets:
             shape, start = (microbatches, config.trainer.rows, seq), time.monotonic()
@@ -169,6 +163,15 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
             trainer.programs[shape] = step.lower(state, batch_specs(config, cfg, mesh, shape), rate, base).compile()
             log.info("compiled the step for batches %s in %.1f s", shape, time.monotonic() - start)
     return trainer
+
+
+def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Any, state: TrainState) -> Any:
+    """The step of ``make_train_step`` for one mesh, its state donated; ``state`` may be abstract, as may the mesh's
+    devices: ``launch plan`` compiles the same step for hardware that is not there."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    options = StepOptions.from_config(config, make_ops(config, mesh))
+    step = make_train_step(cfg, options, optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
 
 def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any, lora: Lora | None = None) -> TrainState:
