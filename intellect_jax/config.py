@@ -71,6 +71,10 @@ def tcp_address(value) -> str | None:
     return None if not value or address_parts(value, "tcp") else "tcp://host:port, or empty to choose a port"
 
 
+def host_and_port(value) -> str | None:
+    return None if not value or address_parts(f"tcp://{value}", "tcp") else "host:port, or empty"
+
+
 def http_addresses(value) -> str | None:
     good = all(isinstance(url, str) and any(address_parts(url, s) for s in ("http", "https")) for url in value)
     return None if good else "a tuple of http://host:port, or empty to choose ports"
@@ -215,6 +219,19 @@ SCHEMA: dict[str, Any] = {
             "how devices that share a row attend: ring passes keys around, ulysses exchanges tokens for heads",
             one_of("ring", "ulysses"),
         ),
+    },
+    "distributed": {
+        "processes": Key(
+            0, "processes of the trainer, one program over all their devices; 0: what Slurm or Kubernetes say, else one",
+            at_least(0),
+        ),
+        "coordinator": Key(
+            "", "host:port at which trainer process 0 listens for the others; empty: chosen at start, or by the cluster",
+            host_and_port,
+        ),
+        "local_devices": Key(0, "devices of each trainer process; 0: all that it sees (Slurm: its own)", at_least(0)),
+        "start_timeout": Key(300.0, "longest wait for the other trainer processes at the start, seconds", at_least(1.0)),
+        "heartbeat_timeout": Key(10.0, "a trainer process silent for so long ends the others, seconds", at_least(2.0)),
     },
     "orchestrator": {
         "batch_size": Key(128, "rollouts per trainer step", at_least(1)),
