@@ -71,7 +71,7 @@ def tcp_address(value) -> str | None:
     return None if not value or address_parts(value, "tcp") else "tcp://host:port, or empty to choose a port"
 
 
-def host_and_port(value) -> str | None:
+def host_port(value) -> str | None:
     return None if not value or address_parts(f"tcp://{value}", "tcp") else "host:port, or empty"
 
 
@@ -222,16 +222,16 @@ SCHEMA: dict[str, Any] = {
     },
     "distributed": {
         "processes": Key(
-            0, "processes of the trainer, one program over all their devices; 0: what Slurm or Kubernetes say, else one",
-            at_least(0),
+            0, "trainer processes, which share one mesh; 0: those of Slurm or Kubernetes, or 1", at_least(0)
         ),
         "coordinator": Key(
-            "", "host:port at which trainer process 0 listens for the others; empty: chosen at start, or by the cluster",
-            host_and_port,
+            "",
+            "host:port where trainer process 0 meets the others; empty: chosen at start, or by the cluster",
+            host_port,
         ),
-        "local_devices": Key(0, "devices of each trainer process; 0: all that it sees (Slurm: its own)", at_least(0)),
-        "start_timeout": Key(300.0, "longest wait for the other trainer processes at the start, seconds", at_least(1.0)),
-        "heartbeat_timeout": Key(10.0, "a trainer process silent for so long ends the others, seconds", at_least(2.0)),
+        "local_devices": Key(0, "devices of each trainer process (0: JAX's own choice)", at_least(0)),
+        "start_timeout": Key(300.0, "longest wait for all trainer processes to start, seconds", at_least(1.0)),
+        "heartbeat_timeout": Key(10.0, "silence of a trainer process that ends the others, seconds", at_least(2.0)),
     },
     "orchestrator": {
         "batch_size": Key(128, "rollouts per trainer step", at_least(1)),

@@ -13,7 +13,7 @@ SWITCHES = ("fresh", "dry_run", "help")
 VALUES = ("config", "index", "checkpoint", "out")
 ONLY_FOR = {  # options that other commands would silently ignore
     "fresh": ("run", "sft"),
-    "index": ("sampler", "env"),
+    "index": ("trainer", "sampler", "env"),
     "checkpoint": ("export",),
     "out": ("export",),
 }
@@ -29,7 +29,7 @@ class Arguments:
     fresh: bool = False
     dry_run: bool = False
     help: bool = False
-    index: int = 0  # which sampler or environment worker
+    index: int | None = None  # which trainer process, sampler or environment worker
     checkpoint: str = ""  # step to export; empty: the newest
     out: str = ""  # folder to export to; empty: <run>/export
 

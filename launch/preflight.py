@@ -41,8 +41,19 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
         refuse_absent(Lora.from_config(config.lora), cfg)
         refuse_bad_record(config, tokenizer)
         if estimates.runs_on_cpu(config.trainer.platform):
-            refuse_uneven(axis_sizes(config.parallel, estimates.cpu_devices()), config, cfg)
+            refuse_uneven(axis_sizes(config.parallel, estimates.trainer_cpu_devices(config)), config, cfg)
+        else:
+            refuse_shared_devices(config)
     refuse_small_machine(config, cfg, resolved.run_dir, roles)
+
+
+def refuse_shared_devices(config: ConfigDict) -> None:
+    """Several trainer processes of this machine that would all take all of its accelerators."""
+    count = config.distributed.processes
+    if count > 1 and not config.distributed.local_devices:
+        raise UserError(
+            f"distributed.local_devices=0: must say how many devices of this machine each of {count} processes takes"
+        )
 
 
 def refuse_missing_paths(config: ConfigDict) -> None:

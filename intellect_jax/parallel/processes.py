@@ -6,6 +6,7 @@ With one process nothing here waits. Whatever is asked of all, all must ask, in 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 
 import jax
@@ -34,7 +35,7 @@ def join(distributed: ConfigDict, index: int | None) -> None:
         distributed.coordinator or None,
         distributed.processes or None,
         index,
-        local_device_ids=range(distributed.local_devices) if distributed.local_devices else None,
+        local_device_ids=_local_devices(distributed.local_devices),
         cluster_detection_method="deactivate" if told else None,
         initialization_timeout=int(distributed.start_timeout),
         heartbeat_timeout_seconds=int(distributed.heartbeat_timeout),
@@ -46,6 +47,11 @@ def join(distributed: ConfigDict, index: int | None) -> None:
         jax.local_device_count(),
         jax.device_count(),
     )
+
+
+def _local_devices(count: int) -> range | None:
+    """The first ``count`` that this process sees; whoever starts several processes on a machine names each one's."""
+    return range(count) if count and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
 
 
 def leave() -> None:
@@ -84,3 +90,10 @@ def anywhere(holds: bool) -> bool:
 def of_first(value: int) -> int:
     """The first process's value."""
     return int(gathered([value])[0, 0])
+
+
+def summed(values: np.ndarray, counts: bool = True) -> np.ndarray:
+    """The sum of int [n] over those processes that count; the shorter ones are filled up with zeros."""
+    length = int(gathered([len(values)]).max())
+    own = np.pad(values, (0, length - len(values))) * counts
+    return gathered(own).sum(axis=0)
