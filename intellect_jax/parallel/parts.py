@@ -33,13 +33,17 @@ def own_share(where: NamedSharding, shape: tuple[int, int, int], process: int) -
     held: dict[int, set[int]] = defaultdict(set)
     for device, (_, rows, _) in where.devices_indices_map(shape).items():
         held[device.process_index].update(range(*rows.indices(shape[1])))
-    groups = sorted({tuple(sorted(rows)) for rows in held.values()})
-    if len({len(group) for group in groups}) > 1 or sum(map(len, groups)) != shape[1]:
-        groups = [tuple(range(shape[1]))]
-        return Share(0, 1, process == min(held), np.asarray(groups[0]))
-    mine = tuple(sorted(held[process]))
-    first = min(other for other, rows in held.items() if tuple(sorted(rows)) == mine)
-    return Share(groups.index(mine), len(groups), process == first, np.asarray(mine))
+    return share_out({of: tuple(sorted(rows)) for of, rows in held.items()}, process)
+
+
+def share_out(held: dict[int, tuple[int, ...]], process: int) -> Share:
+    """The part of ``process``, where ``held`` says which rows each process's devices hold, all rows among them."""
+    groups, everything = sorted(set(held.values())), sorted(set().union(*held.values()))
+    if len(set(map(len, groups))) > 1 or sum(map(len, groups)) > len(everything):
+        return Share(0, 1, process == min(held), np.array(everything))
+    mine = held[process]
+    first = min(other for other, rows in held.items() if rows == mine)
+    return Share(groups.index(mine), len(groups), process == first, np.array(mine))
 
 
 def place(part: np.ndarray, where: NamedSharding, share: Share) -> jax.Array:

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 log = logging.getLogger(__name__)
 
+BLOCK = 64  # numbers gathered at once: each size compiles a program of its own
+
 
 def join(distributed: ConfigDict, index: int | None) -> None:
     """Makes this process number ``index`` of a program of several (None: it is the only one).
@@ -74,7 +76,10 @@ def meet(what: str) -> None:
 def gathered(values: Sequence[int] | np.ndarray) -> np.ndarray:
     """What each process gave, as [processes, values]; everywhere of the same length."""
     own = np.asarray(values, np.int32)
-    return own[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(own))
+    if jax.process_count() == 1:
+        return own[None]
+    padded = np.pad(own, (0, -len(own) % BLOCK))
+    return np.asarray(multihost_utils.process_allgather(padded))[:, : len(own)]
 
 
 def everywhere(holds: bool) -> bool:

@@ -53,7 +53,7 @@ class RLLoop:
         manifest = self.publish()
         if is_first():
             self.client.hello(self.version, str(manifest), self.ledger)
-        anywhere(False)  # it compiles
+        anywhere(False)  # asked here first of all, so that its program is compiled
         compilations.warm()
         saved = self.version.number  # a run that starts here has it on disk, or starts from nothing
         while self.version.number < config.trainer.max_steps and self.one_step(compilations, stopping):
