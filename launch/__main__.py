@@ -18,6 +18,7 @@ python -m launch sft     --config=…    only the supervised steps
 python -m launch eval    --config=…    evaluate the run's newest version, or the servers of sampler.urls
 python -m launch export  --config=… [--checkpoint=STEP] [--out=FOLDER]    a checkpoint as a Hugging Face folder
 python -m launch trainer|orchestrator|sampler|env --config=… [--index=N]   one role, here
+    Slurm, Kubernetes and several trainer processes: docs/multi_host.md
 
 --config may be a JSON file, too. A run that exists goes on; --fresh starts it anew and keeps the old one as
 NAME.previous. --dry_run prints the configuration with the origin of each changed key, and starts nothing.

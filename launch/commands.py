@@ -98,7 +98,7 @@ def role(arguments: Arguments) -> int:
     if missing:
         raise UserError(f"{missing[0]} is empty: a role started alone must be told, as --config.{missing[0]}=…")
     index = _own_index(arguments, config)
-    _refuse_taken_by_others(arguments, config)
+    _refuse_taken_by_others(arguments.command, config, index)
     if arguments.dry_run:
         preflight.refuse(resolved, (arguments.command,))
         return _dry_run(resolved, write=False)
@@ -112,18 +112,19 @@ def _own_index(arguments: Arguments, config: ConfigDict) -> int | None:
         return hosts.own_index(config.distributed, arguments.index, os.environ)
     if arguments.command not in roles.SERVICES:
         return None
-    index = arguments.index or 0
+    found = hosts.cluster_index(os.environ) if arguments.index is None else arguments.index
+    index = found or 0
     if arguments.command == "sampler" and index >= len(config.sampler.urls):
         raise UserError(f"--index={index}: sampler.urls has {len(config.sampler.urls)} entries")
     return index
 
 
-def _refuse_taken_by_others(arguments: Arguments, config: ConfigDict) -> None:
+def _refuse_taken_by_others(role: str, config: ConfigDict, index: int | None) -> None:
     """Raises UserError when the user gave this role an address on which it cannot listen."""
-    if arguments.command == "orchestrator":
+    if role == "orchestrator":
         addresses.refuse_taken(config)
-    elif arguments.command == "sampler" and addresses.given(config, "sampler.urls"):
-        addresses.refuse_unlistenable("sampler.urls", config.sampler.urls[arguments.index or 0])
+    elif role == "sampler" and addresses.given(config, "sampler.urls"):
+        addresses.refuse_unlistenable("sampler.urls", config.sampler.urls[index or 0])
 
 
 def _needed_addresses(role: str, config: ConfigDict) -> list[str]:

@@ -34,7 +34,8 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
     config = resolved.config
     refuse_missing_paths(config)
     refuse_unwritable(f"run.root={config.run.root}", resolved.run_dir)
-    addresses.refuse_taken(config)
+    if "orchestrator" in roles:
+        addresses.refuse_taken(config)
     refuse_environments(config)
     tokenizer, cfg = refuse_model(config)
     if "trainer" in roles:

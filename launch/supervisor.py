@@ -186,8 +186,9 @@ class Supervisor:
             self._explain_failure(now)
             return FAILED
         reason = f": {words.splitlines()[-1][:200]}" if exit_code > 0 and words else ""  # a kill leaves no word
-        again = f"ending {', '.join(p.name for p in peers)} and starting all again" if peers else "starting it again"
-        self._say(f"{what}{reason}; {again} in {delay:.1f} s")
+        others = ", ".join(peer.name for peer in peers)
+        again = f"; ending {others} and starting all again in " if peers else "; starting it again in "
+        self._say(f"{what}{reason}{again}{delay:.1f} s")
         # One that asked for it has saved together with the others, which are about to end by themselves.
         self._end(peers, self._stop_timeout if exit_code == START_ME_AGAIN else 0.0)
         for each in (role, *peers):

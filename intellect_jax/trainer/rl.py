@@ -20,7 +20,7 @@ from intellect_jax.trainer.optimizer import rl_rates
 from intellect_jax.trainer.report import rl_metrics
 from intellect_jax.trainer.setup import Trainer
 from intellect_jax.trainer.step import TrainState
-from intellect_jax.transport.batches import BatchClient
+from intellect_jax.transport.batches import CUT, BatchClient
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import PackedBatch, Version
 
@@ -103,13 +103,16 @@ class RLLoop:
                 waited = partial(self._interrupted, stopping, until)
                 batch = self.client.next(step, waited, damaged.append)
             mend = is_first() and self.version in damaged and not self.store.is_whole(self.version)
-            told = gathered([stopping(), batch is not None, mend])
-            if told[:, 0].any():
+            cut = 0 if batch is None else batch.info[CUT]
+            stops, mends, cuts = gathered([stopping(), mend, cut]).T
+            if stops.any():
                 return None
-            if told[0, 2]:
+            if mends[0]:
                 self.mend()
-            elif told[:, 1].all():
+            elif cuts.all() and len(set(cuts)) == 1:
                 return batch
+            elif cuts.all():  # one was faster than the hello, or the orchestrator was restarted in between
+                batch = None
             damaged.clear()
 
     @staticmethod

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 SIGN_OF_LIFE_S = 2.0
 POLL_MS = 200
 ASK_AGAIN_S = 5.0
+CUT = "cut"  # in a batch's info: a number above 0 by which parts of the same batch know each other
 
 
 def _frame(kind: str, **fields: Any) -> bytes:
@@ -92,6 +94,7 @@ class BatchServer:
             return
         if self.full():
             raise asyncio.QueueFull(f"{self.queued} batches are waiting for the trainer")
+        batch.info[CUT] = secrets.randbelow(2**31 - 1) + 1
         self._batches[batch.step] = batch
         await self._answer()
 
