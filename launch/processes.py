@@ -79,8 +79,8 @@ def describe_exit(code: int) -> str:
 def last_words(log: Path, offset: int, most_lines: int = 100) -> str:
     """Why a process ended, out of the part of its log from byte ``offset``.
 
-    That is all from the last line that holds FATAL, else JAX's word on a lost process, else the last traceback, else the
-    last lines.
+    That is all from the last line that holds FATAL, else what JAX says of a lost process, else the last traceback, else
+    the last lines.
     """
     with log.open("rb") as file:
         file.seek(max(offset, log.stat().st_size - 2**20))

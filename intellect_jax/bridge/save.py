@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from intellect_jax.bridge import families, plan
 from intellect_jax.bridge.families import hf_config
-from intellect_jax.bridge.families.table import Entry
 from intellect_jax.bridge.huggingface import hf_tensor, to_hf
 from intellect_jax.bridge.plan import Output
 from intellect_jax.bridge.policy import Policy
@@ -63,31 +62,22 @@ def save_pretrained(
     meet("export: folder renamed")
 
 
-def policy_tensors(policy: Policy, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+def policy_tensors(policy: Policy, dtype: str, part: int = 0, parts: int = 1) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor under its Hugging Face name, as :func:`huggingface.to_hf` yields it, with the adapter merged.
 
-    Beside the policy itself, one layer of two of its arrays is in memory at a time. Of an array that lies on several
-    hosts it is gathered: then the other processes must call :func:`gather_tensors`.
+    Beside the policy itself, one layer of two of its arrays is in memory at a time. Of several processes, all of which
+    must go through to the end, each yields the tensors of every ``parts``-th layer of an array.
     """
-    if policy.adapter is None and jax.process_count() == 1:
+    if policy.adapter is None and parts == 1:
         yield from to_hf(policy.params, policy.config, dtype)
         return
-    for name, entry, stored, on_host in _fetched(policy, dtype):
-        yield name, hf_tensor(entry, on_host(), stored)
-
-
-def gather_tensors(policy: Policy, dtype: str) -> None:
-    """Takes part in the gathers of another process's :func:`policy_tensors`; brings nothing to this host."""
-    for _ in _fetched(policy, dtype):
-        pass
-
-
-def _fetched(policy: Policy, dtype: str) -> Iterator[tuple[str, Entry, np.dtype, Callable[[], np.ndarray]]]:
-    """Name, place, dtype and a function that brings it to the host, of every tensor that the policy has."""
     fetch = Fetcher(policy.params, policy.adapter)
+    layers: dict[Any, int] = {}
     for tensor in plan.outputs(policy.config, dtype, None):
         (entry,) = tensor.parts
-        yield tensor.name, entry, tensor.dtype, fetch(entry, tensor.dtype)
+        on_host = fetch(entry, tensor.dtype)
+        if layers.setdefault((entry.path, entry.index[:1]), len(layers)) % parts == part:
+            yield tensor.name, hf_tensor(entry, on_host(), tensor.dtype)
 
 
 def _write_weights(policy: Policy, source: Source | None, files: list[list[Output]], folder: Path) -> None:

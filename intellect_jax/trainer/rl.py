@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from intellect_jax.bridge.checkpoint import Checkpoints
-from intellect_jax.bridge.save import gather_tensors, policy_tensors
+from intellect_jax.bridge.save import policy_tensors
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
-from intellect_jax.parallel.processes import anywhere, gathered, is_first
+from intellect_jax.parallel.processes import anywhere, gathered, is_first, meet
 from intellect_jax.trainer.optimizer import rl_rates
 from intellect_jax.trainer.report import rl_metrics
 from intellect_jax.trainer.setup import Trainer
@@ -119,15 +121,14 @@ class RLLoop:
     def _interrupted(stopping: Callable[[], bool], until: float) -> bool:
         return stopping() or time.monotonic() > until
 
-    def publish(self, *, replace_damaged: bool = False) -> Path | None:
-        """Writes the current version to the weight store; returns its manifest, in the process that wrote it."""
+    def publish(self, *, replace_damaged: bool = False) -> Path:
+        """Writes the current version to the weight store, each process its part of it; returns its manifest."""
         watchdog.progress(f"publishing version {self.version}")
-        policy, dtype = self.trainer.policy(self.state), self.trainer.config.weights.dtype
-        if is_first():
-            tensors = policy_tensors(policy, dtype)
-            return self.store.publish(self.version, tensors, replace_damaged=replace_damaged)
-        gather_tensors(policy, dtype)
-        return None
+        part, parts = jax.process_index(), jax.process_count()
+        tensors = policy_tensors(self.trainer.policy(self.state), self.trainer.config.weights.dtype, part, parts)
+        return self.store.publish(
+            self.version, tensors, replace_damaged=replace_damaged, part=part, parts=parts, meet=meet
+        )
 
     def mend(self) -> None:
         """Publishes the current version again, which nobody can read."""
