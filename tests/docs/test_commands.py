@@ -97,7 +97,8 @@ def kubectl(words: list[str]) -> None:
     assert sorted(c["name"] for c in containers) == ["env", "orchestrator", "sampler", "trainer"]
     for container in containers:
         assert container["command"] == ["python", "-m", "launch"] and container["args"][0] == container["name"]
-        flags = [a for a in container["args"] if "run.root" not in a and "--config=" not in a]
+        here = [re.sub(r"run-\w+-0-\d\.run", "127.0.0.1", argument) for argument in container["args"]]
+        flags = [argument for argument in here if "run.root" not in argument and "--config=" not in argument]
         assert main([*flags, "--config=configs/debug_cpu.py", "--config.run.name=cluster", "--dry_run"]) == 0, flags
 
 
