@@ -75,6 +75,10 @@ def tcp_address(value) -> str | None:
     return None if not value or address_parts(value, "tcp") else "tcp://host:port, or empty to choose a port"
 
 
+def host_port(value) -> str | None:
+    return None if not value or address_parts(f"tcp://{value}", "tcp") else "host:port, or empty"
+
+
 def http_addresses(value) -> str | None:
     good = all(isinstance(url, str) and any(address_parts(url, s) for s in ("http", "https")) for url in value)
     return None if good else "a tuple of http://host:port, or empty to choose ports"
@@ -237,6 +241,19 @@ SCHEMA: dict[str, Any] = {
             zero_or_at_least(1.0),
         ),
         "expert_chunks": Key(2, "parts of a shard's tokens, so that one is sent while another computes", at_least(1)),
+    },
+    "distributed": {
+        "processes": Key(
+            0, "trainer processes, which share one mesh; 0: those of Slurm or Kubernetes, or 1", at_least(0)
+        ),
+        "coordinator": Key(
+            "",
+            "host:port where trainer process 0 meets the others; empty: chosen at start, or by the cluster",
+            host_port,
+        ),
+        "local_devices": Key(0, "devices of each trainer process (0: JAX's own choice)", at_least(0)),
+        "start_timeout": Key(300.0, "longest wait for all trainer processes to start, seconds", at_least(1.0)),
+        "heartbeat_timeout": Key(10.0, "silence of a trainer process that ends the others, seconds", at_least(2.0)),
     },
     "orchestrator": {
         "batch_size": Key(128, "rollouts per trainer step", at_least(1)),

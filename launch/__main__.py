@@ -20,6 +20,7 @@ python -m launch export  --config=… [--checkpoint=STEP] [--out=FOLDER]    a ch
 python -m launch plan    --config=… --devices=N --target=h100|h200|b200|v5p|v6e|cpu [--search] [--fleet_devices=N]
     [--out=FILE]    compile the step for hardware that is not there: memory, FLOPs, collectives, time, what bounds it
 python -m launch trainer|orchestrator|sampler|env --config=… [--index=N]   one role, here
+    Slurm, Kubernetes and several trainer processes: docs/multi_host.md
 
 --config may be a JSON file, too. A run that exists goes on; --fresh starts it anew and keeps the old one as
 NAME.previous. --dry_run prints the configuration with the origin of each changed key, and starts nothing.

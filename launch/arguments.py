@@ -14,7 +14,7 @@ VALUES = ("config", "index", "checkpoint", "out", "devices", "target", "fleet_de
 NUMBERS = ("index", "devices", "fleet_devices")
 ONLY_FOR = {  # options that other commands would silently ignore
     "fresh": ("run", "sft"),
-    "index": ("sampler", "env"),
+    "index": ("trainer", "sampler", "env"),
     "checkpoint": ("export",),
     "out": ("export", "plan"),
     "devices": ("plan",),
@@ -34,7 +34,7 @@ class Arguments:
     fresh: bool = False
     dry_run: bool = False
     help: bool = False
-    index: int = 0  # which sampler or environment worker
+    index: int | None = None  # which trainer process, sampler or environment worker
     checkpoint: str = ""  # step to export; empty: the newest
     out: str = ""  # folder to export to, file of a plan; empty: <run>/export, <run>/plan.json
     devices: int = 0  # of the trainer that is planned

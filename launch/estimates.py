@@ -130,6 +130,11 @@ def cpu_devices(environment: Mapping[str, str] = os.environ) -> int:
     return int(asked) if asked.isdigit() else 1
 
 
+def trainer_cpu_devices(config: ConfigDict, environment: Mapping[str, str] = os.environ) -> int:
+    """CPU devices of all trainer processes that this machine starts."""
+    return max(1, config.distributed.processes) * (config.distributed.local_devices or cpu_devices(environment))
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text()

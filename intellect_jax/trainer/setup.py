@@ -30,7 +30,10 @@ from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.axes import refuse_uneven
 from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
 from intellect_jax.parallel.ops import make_ops
+from intellect_jax.parallel.parts import Share, own_share, place, replicate
+from intellect_jax.parallel.processes import summed
 from intellect_jax.trainer.optimizer import make_optimizer
+from intellect_jax.trainer.report import count_tokens
 from intellect_jax.trainer.step import StepOptions, TrainState, make_train_step
 from intellect_jax.types import STREAMS, PackedBatch
 
@@ -47,43 +50,55 @@ class Trainer:
     optimizer: Any
     programs: dict[tuple[int, ...], Any]  # compiled step by batch shape [M, R, S]
     abstract_state: TrainState
+    share: Share  # of every batch: what this process loads
     base: Params | None = None  # of a LoRA run: the frozen parameters
 
     def init_state(self) -> TrainState:
         """The state before any step: fresh weights, those of ``model.path``, or fresh adapters; zero moments."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         lora = Lora.from_config(self.config.lora)
         if lora:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.params)
             init = partial(init_adapter, self.cfg, lora, self.config.seed)
-            params = jax.jit(init, out_shardings=shardings.params)()
+            params = jax.jit(init, out_shardings=shardings)()
         else:
             params = initial_params(self.config, self.cfg, self.mesh)
-        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params))
+        return self.start_from(params)
+
+    def start_from(self, params: Params) -> TrainState:
+        """The state of these parameters with zero moments."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.opt_state)
+        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=shardings)(params))
 
     def step(self, state: TrainState, batch: PackedBatch, learning_rate: float) -> tuple[TrainState, dict[str, float]]:
-        """One optimizer step; returns when it is done on the device.
+        """One optimizer step; returns when it is done on the device. ``batch``: this process's part of it.
 
         Raises:
             ValueError: a batch of a shape that was not compiled.
         """
-        if batch.shape not in self.programs:
-            raise ValueError(f"batch {batch.step} has shape {batch.shape}, compiled are {list(self.programs)}")
-        arrays = self._to_device(batch)
-        rate = jax.device_put(np.float32(learning_rate), NamedSharding(self.mesh, PartitionSpec()))
+        microbatches, rows, seq = batch.shape
+        shape = (microbatches, rows * self.share.parts, seq)
+        if shape not in self.programs:
+            raise ValueError(f"batch {batch.step} has shape {shape}, compiled are {list(self.programs)}")
+        arrays = self._to_device(batch, shape)
+        rate = replicate(np.float32(learning_rate), NamedSharding(self.mesh, PartitionSpec()))
         with jax.transfer_guard("disallow"):
-            state, metrics = self.programs[batch.shape](state, arrays, rate, self.base)
+            state, metrics = self.programs[shape](state, arrays, rate, self.base)
         return state, {name: float(value) for name, value in jax.device_get(metrics).items()}
 
     def policy(self, state: TrainState) -> Policy:
         """What a state stands for, to publish and to export."""
         return make_policy(self.config, self.cfg, state.params, self.base)
 
-    def _to_device(self, batch: PackedBatch) -> dict[str, jax.Array]:
-        wanted = batch_specs(self.config, self.cfg, self.mesh, batch.shape)
+    def counts(self, batch: PackedBatch) -> np.ndarray:
+        """:func:`report.count_tokens` of the whole batch, of which every process has a part."""
+        return summed(count_tokens(batch), self.share.counts)
+
+    def _to_device(self, batch: PackedBatch, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        wanted = batch_specs(self.config, self.cfg, self.mesh, shape)
         arrays = dict(batch.arrays)
         if "routed_experts" in wanted and "routed_experts" not in arrays:  # supervised batches: no replay
-            arrays["routed_experts"] = np.full(wanted["routed_experts"].shape, -1, np.int16)
-        return jax.device_put({n: arrays[n] for n in wanted}, {n: spec.sharding for n, spec in wanted.items()})
+            arrays["routed_experts"] = np.full((*batch.shape, *wanted["routed_experts"].shape[3:]), -1, np.int16)
+        return {name: place(arrays[name], spec.sharding, self.share) for name, spec in wanted.items()}
 
 
 def model_config(config: ConfigDict, run_dir: Path) -> ModelConfig:
@@ -153,7 +168,9 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     optimizer = make_optimizer(config.trainer.optimizer)
     state = abstract_state(cfg, mesh, optimizer, lora)
     base = initial_params(config, cfg, mesh, frozen=True) if lora else None
-    trainer = Trainer(config, cfg, mesh, optimizer, {}, state, base)
+    shape = (1, config.trainer.rows, max(config.trainer.seq_buckets))
+    share = own_share(batch_specs(config, cfg, mesh, shape)["tokens"].sharding, shape, jax.process_index())
+    trainer = Trainer(config, cfg, mesh, optimizer, {}, state, share, base)
     step = jit_step(config, cfg, mesh, optimizer, state)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     for seq in config.trainer.seq_buckets:

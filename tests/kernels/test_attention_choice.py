@@ -22,7 +22,7 @@ def test_the_best_by_platform_length_and_numbers():
 def test_a_kernel_of_another_platform_is_refused():
     cpu = jax.devices("cpu")[0]
     refuse_misfit("auto", cpu)
-    with pytest.raises(UserError, match="trainer.attention=splash: runs on tpu, and the trainer's devices are cpu"):
+    with pytest.raises(UserError, match=r"trainer.attention=splash: runs on tpu, and the trainer's devices are cpu"):
         refuse_misfit("splash", cpu)
 
 

@@ -63,7 +63,7 @@ BAD = {
     "--config.sft.data=no.jsonl": "sft.data=no.jsonl: no such file or folder",
     "--config.trainer.rows": "--config.trainer.rows needs a value",
     "--frehs": "unknown option --frehs: did you mean '--fresh'?",
-    "--index=1": "--index means nothing to `launch run`, only to: sampler, env",
+    "--index=1": "--index means nothing to `launch run`, only to: trainer, sampler, env",
     "stray": "cannot place 'stray'",
 }
 
