@@ -98,7 +98,7 @@ def of_first(value: int) -> int:
 
 
 def list_of_first(values: Sequence[int]) -> list[int]:
-    """The first process's numbers, of which the last BLOCK - 1 count; another may see a folder as it was a while ago."""
+    """The last BLOCK - 1 of the first process's numbers: another may see a folder as it was a while ago."""
     last = values[1 - BLOCK :]
     row = gathered([len(last), *last, *[0] * (BLOCK - 1 - len(last))])[0]
     return [int(value) for value in row[1 : 1 + row[0]]]
