@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,8 @@ def own_share(where: NamedSharding, shape: tuple[int, int, int], process: int) -
     Where the rows of two processes overlap without being the same, each loads the whole batch.
     """
     held: dict[int, set[int]] = defaultdict(set)
-    for device, (_, rows, _) in where.devices_indices_map(shape).items():
+    places: dict[Any, Any] = {**where.devices_indices_map(shape)}
+    for device, (_, rows, _) in places.items():
         held[device.process_index].update(range(*rows.indices(shape[1])))
     return share_out({of: tuple(sorted(rows)) for of, rows in held.items()}, process)
 
@@ -50,7 +52,8 @@ def place(part: np.ndarray, where: NamedSharding, share: Share) -> jax.Array:
     """The whole array [M, R, …] of which ``part`` [M, R / parts, …] has this process's rows."""
     shape = (part.shape[0], part.shape[1] * share.parts, *part.shape[2:])
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None, "every addressable device holds a part"
         start, stop, _ = index[1].indices(shape[1])
         first = int(np.searchsorted(share.rows, start))
         return part[index[0], first : first + stop - start, *index[2:]]

@@ -97,6 +97,13 @@ def of_first(value: int) -> int:
     return int(gathered([value])[0, 0])
 
 
+def list_of_first(values: Sequence[int]) -> list[int]:
+    """The last BLOCK - 1 of the first process's numbers: another may see a folder as it was a while ago."""
+    last = values[1 - BLOCK :]
+    row = gathered([len(last), *last, *[0] * (BLOCK - 1 - len(last))])[0]
+    return [int(value) for value in row[1 : 1 + row[0]]]
+
+
 def summed(values: np.ndarray, counts: bool = True) -> np.ndarray:
     """The sum of int [n] over those processes that count; the shorter ones are filled up with zeros."""
     length = int(gathered([len(values)]).max())

@@ -103,6 +103,12 @@ def test_last_words_are_of_this_start_only(tmp_path):
     assert processes.last_words(log, log.stat().st_size) == ""
 
 
+def test_last_words_of_a_process_whose_peer_is_gone(tmp_path):
+    log = tmp_path / "trainer-0.log"
+    log.write_text(f"compiled\nF1122 client.h:80] {processes.LOST}. RPC\nthe tasks 1\nThread 0x1:\n  wait\n")
+    assert processes.last_words(log, 0).splitlines()[1] == "the tasks 1"
+
+
 def test_describe_exit():
     assert processes.describe_exit(3) == "exit code 3"
     assert processes.describe_exit(subprocess.run(["sh", "-c", "kill -9 $$"]).returncode) == "signal SIGKILL"
