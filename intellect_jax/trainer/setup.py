@@ -165,8 +165,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     refuse_uneven(dict(mesh.shape), config, cfg)
     lora = Lora.from_config(config.lora)
     refuse_absent(lora, cfg)
-    optimizer = make_optimizer(config.trainer.optimizer)
-    state = abstract_state(cfg, mesh, optimizer, lora)
+    optimizer, state = optimizer_and_state(config, cfg, mesh)
     base = initial_params(config, cfg, mesh, frozen=True) if lora else None
     shape = (1, config.trainer.rows, max(config.trainer.seq_buckets))
     share = own_share(batch_specs(config, cfg, mesh, shape)["tokens"].sharding, shape, jax.process_index())
@@ -180,6 +179,12 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
             trainer.programs[shape] = step.lower(state, batch_specs(config, cfg, mesh, shape), rate, base).compile()
             log.info("compiled the step for batches %s in %.1f s", shape, time.monotonic() - start)
     return trainer
+
+
+def optimizer_and_state(config: ConfigDict, cfg: ModelConfig, mesh: Mesh) -> tuple[Any, TrainState]:
+    """The optimizer, and what it updates: abstract, see :func:`abstract_state`."""
+    optimizer = make_optimizer(config.trainer.optimizer)
+    return optimizer, abstract_state(cfg, mesh, optimizer, Lora.from_config(config.lora))
 
 
 def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Any, state: TrainState) -> Any:

@@ -30,7 +30,6 @@ from intellect_jax.models.transformer import abstract_params, param_axes
 from intellect_jax.parallel.axes import refuse_uneven
 from intellect_jax.parallel.mesh import make_mesh, tree_shardings
 from intellect_jax.trainer import setup
-from intellect_jax.trainer.optimizer import make_optimizer
 from launch.plan import cost, hlo, jaxpr
 from launch.plan.compile import Compiled, Request
 from launch.plan.groups import span
@@ -59,17 +58,20 @@ def compile_request(request: Request) -> Compiled:
     shape = (max(config.trainer.microbatch_buckets), config.trainer.rows, max(config.trainer.seq_buckets))
     versions = {name: version(name) for name in ("jax", "jaxlib")}
     compiled = Compiled(request.compiler, versions, dict(mesh.shape), list(shape))
-    arguments = step_arguments(config, cfg, mesh, shape)
+    optimizer, state = setup.optimizer_and_state(config, cfg, mesh)
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    base = frozen_base(cfg, mesh) if Lora.from_config(config.lora) else None
+    arguments = (state, setup.batch_specs(config, cfg, mesh, shape), rate, base)
     compiled.state = state_bytes(*arguments)
     start = time.monotonic()
-    traced = arguments_step(config, cfg, mesh, arguments).trace(*arguments)
+    traced = setup.jit_step(config, cfg, mesh, optimizer, state).trace(*arguments)
     compiled.traced_flops = jaxpr.matmul_flops(traced.jaxpr)
     lowered = traced.lower(lowering_platforms=(request.compiler,))
     compiled.trace_seconds = time.monotonic() - start
     program = _compile(lowered, compiled)
     if program is not None:
         per_node = target.per_node if target.compiler == "cuda" else request.devices
-        _read(program, compiled, mesh, per_node, jaxpr.kernel_flops(traced.jaxpr), _shard_shapes(arguments[0].params))
+        _read(program, compiled, mesh, per_node, jaxpr.kernel_flops(traced.jaxpr), _shard_shapes(state.params))
     compiled.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     return compiled
 
@@ -87,19 +89,6 @@ def target_devices(target: Target, compiler: str, count: int) -> list[Any]:
 
 def policy_shape(config: ConfigDict, vocab_size: int) -> ModelConfig:
     return load_config(config.model.path) if config.model.path else ModelConfig.from_config(config.model, vocab_size)
-
-
-def step_arguments(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """State, batch, learning rate and LoRA's base as the step takes them, abstract."""
-    lora = Lora.from_config(config.lora)
-    state = setup.abstract_state(cfg, mesh, make_optimizer(config.trainer.optimizer), lora)
-    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
-    return state, setup.batch_specs(config, cfg, mesh, shape), rate, frozen_base(cfg, mesh) if lora else None
-
-
-def arguments_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
-    """The jitted step that takes them."""
-    return setup.jit_step(config, cfg, mesh, make_optimizer(config.trainer.optimizer), arguments[0])
 
 
 def frozen_base(cfg: ModelConfig, mesh: Mesh) -> Any:

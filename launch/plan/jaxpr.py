@@ -48,7 +48,7 @@ def _equation_flops(equation: Any) -> float:
     times = params["length"] if name == "scan" else 1
     if name == "shard_map":
         times = prod(params["mesh"].shape[axis] for axis in params.get("manual_axes", params["mesh"].axis_names))
-    return times * sum(_flops(inner) for inner in _inner(params))
+    return times * sum(_flops(inner) for inner in core.jaxprs_in_params(params))
 
 
 def _dot_flops(equation: Any, left: tuple[int, ...], _right: tuple[int, ...]) -> float:
@@ -72,18 +72,8 @@ def _pallas_flops(params: dict[str, Any]) -> float:
     return _flops(params["jaxpr"]) * prod(params["grid_mapping"].grid)
 
 
-def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """The programs that an equation calls."""
-    for value in params.values():
-        for each in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(each, core.ClosedJaxpr):
-                yield each.jaxpr
-            elif isinstance(each, core.Jaxpr):
-                yield each
-
-
 def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        for inner in _inner(equation.params):
+        for inner in core.jaxprs_in_params(equation.params):
             yield from _equations(inner)

@@ -75,11 +75,13 @@ def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, co
     batch, lora = batch_of(config), Lora.from_config(config.lora)
     parts = step_flops(cfg, batch, frozen=lora is not None)
     kinds = memory.by_kind(compiled)
-    own = compiled.compiler == target.compiler
-    if not own:  # fake CPU devices: temporaries of another compiler say nothing about this target
-        shape = estimate.Shape(cfg, batch, compiled.mesh, remat_name(config), lora)
+    shape = estimate.Shape(cfg, batch, compiled.mesh, remat_name(config), lora)
+    own = compiled.compiler == target.compiler and not compiled.refused
+    if not own:  # temporaries of another compiler say nothing about this target
         kinds |= {kind: estimate.memory(shape)[kind] for kind in ("activations", "temporaries")}
     line = roofline(target, compiled.flops, compiled.traffic, compiled.collectives, sum(parts.values()), devices)
+    if compiled.refused:  # there is no program to read
+        line = estimate.bound(shape, target)
     return {
         "compiler": compiled.compiler,
         "versions": compiled.versions,

@@ -25,6 +25,7 @@ def plan(*words):
     return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_one_device(tmp_path):
     """On one device nothing is repeated: what the program executes is what its trace says."""
     done = plan(f"--config={TINY}", "--devices=1", "--target=cpu", f"--out={tmp_path / 'plan.json'}")
