@@ -1,0 +1,122 @@
+"""Which kernel is the fastest at a shape: measured once on the device, then known from a file.
+
+The file, ~/.cache/intellect_jax/grouped_matmul.json (XDG_CACHE_HOME moves it), maps device, versions, shapes and dtype
+to the name of a kernel and what each of them took.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array
+
+log = logging.getLogger(__name__)
+
+Kernel = Callable[[Array, Array, Array], Array]
+_PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}  # what jax.Device.platform says
+_ROUNDS = 5
+_chosen: dict[str, str] = {}
+
+
+def fastest(kind: str, platform: str, kernels: dict[str, Kernel], left: Array, right: Array, sizes: Array) -> Kernel:
+    """The kernel that is fastest with arguments of these shapes and dtypes, with rows spread evenly over the groups.
+
+    The first where there is nothing to measure on, as when compiling ahead of time. May be called while tracing: in all
+    processes then, of which the first one measures.
+    """
+    if len(kernels) == 1 or jax.default_backend() != _PLATFORMS.get(platform):
+        return next(iter(kernels.values()))
+    key = _key(kind, left, right, sizes)
+    if key not in _chosen:
+        with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+            _chosen[key] = _choose(key, kernels, left, right, sizes)
+    return kernels[_chosen[key]]
+
+
+def _choose(key: str, kernels: dict[str, Kernel], left: Array, right: Array, sizes: Array) -> str:
+    names = list(kernels)
+    found = names[0]
+    if jax.process_index() == 0:
+        found = _read().get(key, {}).get("kernel")
+        if found not in names:
+            found = _measured(key, kernels, left, right, sizes)
+    if jax.process_count() > 1:  # processes that compiled different programs could wait for each other forever
+        found = names[int(multihost_utils.broadcast_one_to_all(np.int32(names.index(found))))]
+    return found
+
+
+def _measured(key: str, kernels: dict[str, Kernel], left: Array, right: Array, sizes: Array) -> str:
+    rows = left.shape[0]
+    arguments = (
+        jax.random.normal(jax.random.key(0), left.shape, left.dtype),
+        jax.random.normal(jax.random.key(1), right.shape, right.dtype),
+        jnp.asarray(np.bincount(np.random.default_rng(0).integers(0, sizes.size, rows), minlength=sizes.size), "int32"),
+    )
+    times = {}
+    for name, kernel in kernels.items():
+        try:
+            times[name] = milliseconds(jax.jit(kernel), *arguments)
+        except Exception as error:  # a kernel that cannot do a shape says so by exceptions of many kinds
+            log.info("grouped matmul %s: %s cannot: %s", key, name, str(error).splitlines()[:1])
+    best = min(times, key=times.__getitem__, default=next(iter(kernels)))
+    log.info("grouped matmul %s: %s of %s ms", key, best, {name: round(value, 3) for name, value in times.items()})
+    _write({**_read(), key: {"kernel": best, "milliseconds": times}})
+    return best
+
+
+def milliseconds(function: Callable[..., Array], *arguments: Array) -> float:
+    """Median time of a call, after one that compiles."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(1e3 * (time.perf_counter() - start))
+    return median(times)
+
+
+def _key(kind: str, left: Array, right: Array, sizes: Array) -> str:
+    packages = {"jax": jax.__version__, "tokamax": _version("tokamax")}
+    device = jax.local_devices()[0].device_kind
+    shapes = f"{left.shape} {right.shape} {sizes.size} {left.dtype}"
+    return " | ".join([device, *(f"{name} {version}" for name, version in packages.items()), kind, shapes])
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intellect_jax" / "grouped_matmul.json"
+
+
+def _read() -> dict[str, dict]:
+    try:
+        return json.loads(_file().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(choices: dict[str, dict]) -> None:
+    file = _file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(choices, indent=1))
+        part.replace(file)
+    except OSError as error:  # then the next run measures again
+        log.warning("cannot write %s: %s", file, error)
