@@ -150,7 +150,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     refuse_uneven(dict(mesh.shape), config, cfg)
     lora = Lora.from_config(config.lora)
     refuse_absent(lora, cfg)
-    optimizer = make_optimizer(config.trainer.optimizer)
+    optimizer = make_optimizer(config.trainer.optimizer, abstract_trained(cfg, lora, mesh))
     state = abstract_state(cfg, mesh, optimizer, lora)
     base = initial_params(config, cfg, mesh, frozen=True) if lora else None
     trainer = Trainer(config, cfg, mesh, optimizer, {}, state, base)
