@@ -223,7 +223,13 @@ SCHEMA: dict[str, Any] = {
             "only routers with such a bias (glm4_moe)",
             at_least(0.0),
         ),
-        "remat": Key(False, "recompute each layer's activations in the backward pass"),
+        "remat": Key(
+            "none",
+            "what the backward pass computes again: none; all but matrix products and attention (matmuls); "
+            "all but the attention half's (attention); full: each layer from its input",
+            one_of("none", "matmuls", "attention", "full"),
+        ),
+        "offload_activations": Key(False, "keep in host memory what trainer.remat keeps"),
         "router_replay": Key(True, "use the experts that the sampler chose for each token"),
         "platform": Key("", "JAX platform of the trainer; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
         "batch_timeout": Key(600.0, "longest wait for a batch without a sign of life, seconds", above(0)),

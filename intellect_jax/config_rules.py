@@ -120,6 +120,11 @@ RULES: tuple[Rule, ...] = (
         "an adapter needs a base that others can load: give model.path, or export it merged",
     ),
     Rule(
+        ("trainer.offload_activations", "trainer.remat"),
+        lambda c: c.trainer.offload_activations and c.trainer.remat == "none",
+        "only what a policy keeps can be moved to the host: use matmuls, attention or full",
+    ),
+    Rule(
         ("trainer.optimizer.name", "lora.rank"),
         lambda c: c.trainer.optimizer.name == "muon" and c.lora.rank > 0,
         "adapters train with adamw: Muon's step is that of a whole matrix, not of one of its two factors",

@@ -8,11 +8,11 @@ Shape suffixes: T tokens, K experts per token, E experts, P padded rows, N block
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 
@@ -119,7 +119,10 @@ def expert_mlp(
     experts = gate.shape[0]
     layout = plan(expert_ids, experts, block_rows(expert_ids.size, experts))
     rows = dispatch(x, layout)
-    matmul = partial(grouped_matmul, block_expert=layout.block_expert)
+
+    def matmul(x: Array, w: Array) -> Array:
+        return checkpoint_name(grouped_matmul(x, w, layout.block_expert), "mlp")
+
     if low_rank is None:
         hidden = jax.nn.silu(matmul(rows, gate)) * matmul(rows, up)
         return combine(matmul(hidden, down), weights, layout)

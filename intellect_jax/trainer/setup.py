@@ -28,9 +28,10 @@ from intellect_jax.models.lora_shape import Lora, refuse_absent
 from intellect_jax.models.transformer import Params, abstract_params, init_params, param_axes
 from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.axes import refuse_uneven
+from intellect_jax.parallel.memory import refuse_missing_memory
 from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
 from intellect_jax.parallel.ops import make_ops
-from intellect_jax.trainer.optimizer import make_optimizer
+from intellect_jax.trainer.optimizer import Optimizer, is_moment, make_optimizer
 from intellect_jax.trainer.step import StepOptions, TrainState, make_train_step
 from intellect_jax.types import STREAMS, PackedBatch
 
@@ -44,21 +45,26 @@ class Trainer:
     config: ConfigDict
     cfg: ModelConfig
     mesh: Mesh
-    optimizer: Any
+    optimizer: Optimizer
     programs: dict[tuple[int, ...], Any]  # compiled step by batch shape [M, R, S]
     abstract_state: TrainState
     base: Params | None = None  # of a LoRA run: the frozen parameters
 
     def init_state(self) -> TrainState:
         """The state before any step: fresh weights, those of ``model.path``, or fresh adapters; zero moments."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         lora = Lora.from_config(self.config.lora)
         if lora:
             init = partial(init_adapter, self.cfg, lora, self.config.seed)
-            params = jax.jit(init, out_shardings=shardings.params)()
+            where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.params)
+            params = jax.jit(init, out_shardings=where)()
         else:
             params = initial_params(self.config, self.cfg, self.mesh)
-        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params))
+        return self.fresh_state(params)
+
+    def fresh_state(self, params: Params) -> TrainState:
+        """Of these parameters, with moments of zero."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.opt_state)
+        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=where)(params))
 
     def step(self, state: TrainState, batch: PackedBatch, learning_rate: float) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step; returns when it is done on the device.
@@ -148,6 +154,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     cfg = model_config(config, run_dir)
     mesh = make_mesh(config.parallel)
     refuse_uneven(dict(mesh.shape), config, cfg)
+    refuse_missing_memory(config, jax.local_devices()[0])
     lora = Lora.from_config(config.lora)
     refuse_absent(lora, cfg)
     optimizer = make_optimizer(config.trainer.optimizer, abstract_trained(cfg, lora, mesh))
@@ -165,7 +172,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     return trainer
 
 
-def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Any, state: TrainState) -> Any:
+def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Optimizer, state: TrainState) -> Any:
     """The step of ``make_train_step`` for one mesh, its state donated; ``state`` may be abstract, as may the mesh's
     devices: ``launch plan`` compiles the same step for hardware that is not there."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -174,15 +181,16 @@ def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Any, s
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
 
-def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any, lora: Lora | None = None) -> TrainState:
-    """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie."""
+def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Optimizer, lora: Lora | None = None) -> TrainState:
+    """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie, or in their hosts' memory."""
     params = abstract_trained(cfg, lora, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_path = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         match = next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), None)
-        return _with_sharding(leaf, replicated if match is None else match.sharding)
+        where = replicated if match is None else match.sharding
+        return _with_sharding(leaf, where.with_memory_kind(optimizer.memory_kind) if is_moment(leaf) else where)
 
     return TrainState(params, jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params)))
 

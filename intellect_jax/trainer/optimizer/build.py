@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from intellect_jax.models.lora_shape import target_of
 from intellect_jax.models.transformer import Params
+from intellect_jax.parallel.memory import HOST
 from intellect_jax.trainer.optimizer.muon import scale_by_muon
-from intellect_jax.trainer.optimizer.storage import HOST, on_host, stored_as
+from intellect_jax.trainer.optimizer.storage import on_host, stored_as
 from intellect_jax.trees import path_keys
 
 UNDECAYED = ("scale", "bias")  # norms and biases carry no weight decay

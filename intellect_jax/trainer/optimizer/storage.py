@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-HOST = "pinned_host"  # JAX's name of host memory that the device reads by itself
-
 
 def is_moment(leaf: Any) -> bool:
     """Whether a leaf of an optimizer's state is an array of moments rather than a counter."""
@@ -34,7 +32,7 @@ def stored_as(dtype: jnp.dtype, inner: optax.GradientTransformation) -> optax.Gr
 
 
 def on_host(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """``inner`` with its moments in host memory between steps; jit it with shardings of memory kind ``HOST``."""
+    """``inner`` with its moments in host memory between steps; jit it with shardings of memory kind ``parallel.memory.HOST``."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         # Without the barrier the scheduler may fetch the state before the backward pass, when memory is scarcest.
