@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from intellect_jax.parallel.axes import AXES
 
-
 _DECAYS = ("trainer.optimizer.b1", "trainer.optimizer.b2", "trainer.optimizer.muon.momentum")
 
 

@@ -27,7 +27,7 @@ from intellect_jax.models.layers import MLP, Linear, RMSNorm, param, rms_norm
 from intellect_jax.models.layout import STACKS, Block, blocks
 from intellect_jax.models.moe import MoE
 from intellect_jax.models.ops import LOCAL, Ops
-from intellect_jax.models.remat import Remat, rematerialised
+from intellect_jax.models.remat import KEEP_ALL, Remat, rematerialised
 from intellect_jax.models.rope import rotation
 
 Params = dict[str, Any]
@@ -159,7 +159,7 @@ def forward(
     *,
     compute_dtype: jnp.dtype = jnp.float32,
     replay: Int[Array, "b s l k"] | None = None,
-    remat: Remat = Remat(),
+    remat: Remat = KEEP_ALL,
     keep_kv: bool = False,
     ops: Ops = LOCAL,
 ) -> Forward:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 Axes = tuple[str, ...]
@@ -76,7 +76,9 @@ def map_matrices(
 def _group(shape: tuple[int, ...], view: Matrices) -> Group:
     stack, rows, columns = view.axes()
     lengths = view.lengths(shape)
-    return Group(lengths[::-1], (stack, columns, rows)) if _lies(shape, view) else Group(lengths, (stack, rows, columns))
+    if _lies(shape, view):
+        return Group(lengths[::-1], (stack, columns, rows))
+    return Group(lengths, (stack, rows, columns))
 
 
 def _lies(shape: tuple[int, ...], view: Matrices) -> bool:
@@ -92,7 +94,7 @@ def _map_group(function, arrays: list[Array], views: list[Matrices], axes: tuple
     def local(*pieces: Array) -> list[Array]:
         flat = [_flat(*each) for each in zip(pieces, views, turned, strict=True)]
         together = jnp.concatenate(flat)
-        done = function(together) if sharding is None else _deal_out(function, together, sharding.mesh, axes)
+        done = function(together) if sharding is None else _deal_out(function, together, sharding.mesh.shape, axes)
         starts = [sum(len(x) for x in flat[:i]) for i in range(1, len(flat))]
         parts = zip(jnp.split(done, starts), pieces, views, turned, strict=True)
         return [_unflat(part, piece.shape, view, turn) for part, piece, view, turn in parts]
@@ -113,20 +115,22 @@ def _unflat(matrices: Float[Array, "n r c"], shape: tuple[int, ...], view: Matri
     return (matrices.swapaxes(1, 2) if turn else matrices).reshape(shape)
 
 
-def _deal_out(function, x: Float[Array, "n r c"], mesh: Mesh, axes: tuple[Axes, Axes, Axes]) -> Float[Array, "n r c"]:
-    """Of a device's pieces of n matrices the results, each computed whole on one device.
+def _deal_out(
+    function, x: Float[Array, "n r c"], mesh: Mapping[str, int], axes: tuple[Axes, Axes, Axes]
+) -> Float[Array, "n r c"]:
+    """Of a device's pieces of n matrices the results, each computed whole on one device. ``mesh``: length of each axis.
 
     Devices that hold the same pieces first share them out, then those that hold pieces of the same matrices exchange
     pieces of some for the rest of others.
     """
     stack, rows, columns = axes
-    copies = tuple(name for name, size in mesh.shape.items() if size > 1 and name not in stack + rows + columns)
+    copies = tuple(name for name, size in mesh.items() if size > 1 and name not in stack + rows + columns)
     count = len(x)
-    ways = prod(mesh.shape[name] for name in copies + rows + columns)
+    ways = prod(mesh[name] for name in copies + rows + columns)
     x = jnp.pad(x, ((0, -count % ways), (0, 0), (0, 0)))
     exchanges = [(names, side) for names, side in ((rows, 1), (columns, 2)) if names]
     if copies:
-        share = len(x) // prod(mesh.shape[name] for name in copies)
+        share = len(x) // prod(mesh[name] for name in copies)
         x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(copies) * share, share)
     for names, side in exchanges:
         x = jax.lax.all_to_all(x, names, 0, side, tiled=True)
