@@ -19,6 +19,4 @@ def refuse_missing_memory(config: ConfigDict, device: jax.Device) -> None:
     kinds = [memory.kind for memory in device.addressable_memories()]
     for key, wanted in asked.items():
         if wanted and HOST not in kinds:
-            raise UserError(
-                f"{key}=True: a {device.platform} device here reaches {', '.join(kinds)} memory: set it False"
-            )
+            raise UserError(f"{key}=True: this {device.platform} device has {', '.join(kinds)} memory: set it to False")

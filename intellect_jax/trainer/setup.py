@@ -190,7 +190,9 @@ def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Optimizer, lora: Lor
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         match = next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), None)
         where = replicated if match is None else match.sharding
-        return _with_sharding(leaf, where.with_memory_kind(optimizer.memory_kind) if is_moment(leaf) else where)
+        if optimizer.memory_kind and is_moment(leaf):
+            where = where.with_memory_kind(optimizer.memory_kind)
+        return _with_sharding(leaf, where)
 
     return TrainState(params, jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params)))
 

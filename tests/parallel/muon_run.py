@@ -1,8 +1,8 @@
 """One step of Muon on meshes of fake devices; run by test_muon_meshes.py in a process.
 
 python muon_run.py OUT.npz MESH...: each mesh like fsdp=4,expert=2, and ``one`` for one device. OUT.npz gets every
-parameter's update under <mesh><path>; the last line printed is JSON: FLOPs of all matrix products in the compiled program
-that each device of a mesh runs.
+parameter's update under <mesh><path>; the last line printed is JSON: FLOPs of all matrix products in the compiled
+program that each device of a mesh runs.
 """
 
 import dataclasses

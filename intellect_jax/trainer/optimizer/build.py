@@ -39,7 +39,9 @@ def make_optimizer(opt: ConfigDict, params: Params | None = None) -> Optimizer:
     scale = stored_as(jnp.dtype(opt.moments_dtype), scale)
     decay = optax.add_decayed_weights(opt.weight_decay, mask=decay_mask)
     chain = optax.chain(optax.clip_by_global_norm(opt.clip_norm), scale, decay)
-    return Optimizer(*on_host(chain), HOST) if opt.offload else Optimizer(*chain)
+    if opt.offload:
+        chain = on_host(chain)
+    return Optimizer(chain.init, chain.update, HOST if opt.offload else None)
 
 
 def decay_mask(params: Any) -> Any:

@@ -3,8 +3,8 @@
     M_t = momentum · M_{t-1} + G_t,    O_t = NewtonSchulz(G_t + momentum · M_t)  (Nesterov; else of M_t)
     W_t = W_{t-1} - rate · (0.2 · sqrt(max(rows, columns)) · O_t + decay · W_{t-1})
 
-The factor (Moonlight, arXiv 2502.16982, equation 4) gives O_t, whose root mean square is 1 / sqrt(max(rows, columns)),
-that of AdamW's usual step, so that AdamW's rates and decays fit Muon, and one rate serves both halves of the parameters.
+The factor (Moonlight, arXiv 2502.16982, section 2.2) gives O_t, whose root mean square is 1 / sqrt(max(rows, columns)),
+that of AdamW's usual step: AdamW's rates and decays fit Muon, and one rate serves both halves of the parameters.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def stored_as(dtype: jnp.dtype, inner: optax.GradientTransformation) -> optax.Gr
 
 
 def on_host(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """``inner`` with its moments in host memory between steps; jit it with shardings of memory kind ``parallel.memory.HOST``."""
+    """``inner`` with its moments in host memory between steps; jit it with shardings that say so (see memory.py)."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         # Without the barrier the scheduler may fetch the state before the backward pass, when memory is scarcest.
