@@ -107,7 +107,7 @@ def _start(
     warm = run_sft(trainer, run_dir, stopping)
     if warm is None:
         return None
-    state = trainer.start_from(warm.params)  # RL starts with fresh moments
+    state = trainer.fresh_state(warm.params)  # RL starts with fresh moments
     checkpoints.save(0, state, {})
     checkpoints.wait()
     forget_sft(run_dir)

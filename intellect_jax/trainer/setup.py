@@ -28,11 +28,12 @@ from intellect_jax.models.lora_shape import Lora, refuse_absent
 from intellect_jax.models.transformer import Params, abstract_params, init_params, param_axes
 from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.axes import refuse_uneven
+from intellect_jax.parallel.memory import refuse_missing_memory
 from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
 from intellect_jax.parallel.ops import make_ops
 from intellect_jax.parallel.parts import Share, own_share, place, replicate
 from intellect_jax.parallel.processes import summed
-from intellect_jax.trainer.optimizer import make_optimizer
+from intellect_jax.trainer.optimizer import Optimizer, is_moment, make_optimizer
 from intellect_jax.trainer.report import count_tokens
 from intellect_jax.trainer.step import StepOptions, TrainState, make_train_step
 from intellect_jax.types import STREAMS, PackedBatch
@@ -47,7 +48,7 @@ class Trainer:
     config: ConfigDict
     cfg: ModelConfig
     mesh: Mesh
-    optimizer: Any
+    optimizer: Optimizer
     programs: dict[tuple[int, ...], Any]  # compiled step by batch shape [M, R, S]
     abstract_state: TrainState
     share: Share  # of every batch: what this process loads
@@ -62,12 +63,12 @@ class Trainer:
             params = jax.jit(init, out_shardings=shardings)()
         else:
             params = initial_params(self.config, self.cfg, self.mesh)
-        return self.start_from(params)
+        return self.fresh_state(params)
 
-    def start_from(self, params: Params) -> TrainState:
-        """The state of these parameters with zero moments."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.opt_state)
-        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=shardings)(params))
+    def fresh_state(self, params: Params) -> TrainState:
+        """Of these parameters, with moments of zero."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.opt_state)
+        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=where)(params))
 
     def step(self, state: TrainState, batch: PackedBatch, learning_rate: float) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step; returns when it is done on the device. ``batch``: this process's part of it.
@@ -163,6 +164,7 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     cfg = model_config(config, run_dir)
     mesh = make_mesh(config.parallel)
     refuse_uneven(dict(mesh.shape), config, cfg)
+    refuse_missing_memory(config, jax.local_devices()[0])
     lora = Lora.from_config(config.lora)
     refuse_absent(lora, cfg)
     optimizer, state = optimizer_and_state(config, cfg, mesh)
@@ -181,13 +183,14 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     return trainer
 
 
-def optimizer_and_state(config: ConfigDict, cfg: ModelConfig, mesh: Mesh) -> tuple[Any, TrainState]:
+def optimizer_and_state(config: ConfigDict, cfg: ModelConfig, mesh: Mesh) -> tuple[Optimizer, TrainState]:
     """The optimizer, and what it updates: abstract, see :func:`abstract_state`."""
-    optimizer = make_optimizer(config.trainer.optimizer)
-    return optimizer, abstract_state(cfg, mesh, optimizer, Lora.from_config(config.lora))
+    lora = Lora.from_config(config.lora)
+    optimizer = make_optimizer(config.trainer.optimizer, abstract_trained(cfg, lora, mesh))
+    return optimizer, abstract_state(cfg, mesh, optimizer, lora)
 
 
-def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Any, state: TrainState) -> Any:
+def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Optimizer, state: TrainState) -> Any:
     """The step of ``make_train_step`` for one mesh, its state donated; ``state`` may be abstract, as may the mesh's
     devices: ``launch plan`` compiles the same step for hardware that is not there."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -196,15 +199,18 @@ def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Any, s
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
 
-def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any, lora: Lora | None = None) -> TrainState:
-    """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie."""
+def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Optimizer, lora: Lora | None = None) -> TrainState:
+    """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie, or in their hosts' memory."""
     params = abstract_trained(cfg, lora, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_path = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         match = next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), None)
-        return _with_sharding(leaf, replicated if match is None else match.sharding)
+        where = replicated if match is None else match.sharding
+        if optimizer.memory_kind and is_moment(leaf):
+            where = where.with_memory_kind(optimizer.memory_kind)
+        return _with_sharding(leaf, where)
 
     return TrainState(params, jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params)))
 

@@ -50,7 +50,7 @@ BAD = {
     "--config.trainer=3": "trainer is a group of keys",
     "--config.trainer.rows=1.5": "trainer.rows=1.5: must be a whole number",
     "--config.trainer.rows=many": "trainer.rows=many: must be a whole number",
-    "--config.trainer.remat=maybe": "trainer.remat=maybe: must be true or false",
+    "--config.trainer.remat=True": "trainer.remat='True': must be one of none, matmuls, attention, full",
     "--config.trainer.optimizer.learning_rate=fast": "must be a number",
     "--config.trainer.optimizer.learning_rate=-1": "trainer.optimizer.learning_rate=-1.0: must be greater than 0",
     "--config.trainer.rows=0": "trainer.rows=0: must be at least 1",
