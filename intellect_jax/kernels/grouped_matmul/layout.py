@@ -58,7 +58,7 @@ def _dispatch_fwd(x, layout):
 
 
 def _dispatch_bwd(layout, grad):
-    return _take(grad, layout.destination).sum(axis=1), None
+    return sum(_by_choice(grad, layout)).astype(grad.dtype), None
 
 
 dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
@@ -67,7 +67,8 @@ dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
 @jax.custom_vjp
 def combine(y: Float[Array, "p d"], weights: Float[Array, "t k"], layout: Layout) -> Float[Array, "t d"]:
     """Sum over each token's assignments of weight times row; those that are not here add nothing."""
-    return jnp.einsum("tkd,tk->td", _take(y, layout.destination), weights.astype(y.dtype))
+    terms = (rows * weight[:, None] for rows, weight in zip(_by_choice(y, layout), weights.T, strict=True))
+    return sum(terms).astype(y.dtype)
 
 
 def _combine_fwd(y, weights, layout):
@@ -76,13 +77,17 @@ def _combine_fwd(y, weights, layout):
 
 def _combine_bwd(saved, grad):
     y, weights, layout = saved
-    grad_rows = _take(grad, layout.source)
-    grad_y = grad_rows * _take(weights.reshape(-1), layout.choice).astype(y.dtype)[:, None]
-    grad_row_weight = jnp.sum(y.astype(jnp.float32) * grad_rows, axis=-1).astype(weights.dtype)
-    return grad_y, _take(grad_row_weight, layout.destination), None
+    row_weight = _take(weights.reshape(-1), layout.choice).astype(y.dtype)
+    grad_weights = jnp.stack([jnp.sum(rows * grad, axis=-1) for rows in _by_choice(y, layout)], axis=1)
+    return _take(grad, layout.source) * row_weight[:, None], grad_weights.astype(weights.dtype), None
 
 
 combine.defvjp(_combine_fwd, _combine_bwd)
+
+
+def _by_choice(rows: Float[Array, "p d"], layout: Layout) -> list[Float[Array, "t d"]]:
+    """Each token's row for each of its choices, float32: one array [T, K, D] of them would never be fused away."""
+    return [_take(rows, layout.destination[:, k]).astype(jnp.float32) for k in range(layout.destination.shape[1])]
 
 
 def _take(x: Array, index: Int[Array, " *n"]) -> Array:

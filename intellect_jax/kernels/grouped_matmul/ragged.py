@@ -1,4 +1,5 @@
-"""Grouped matmuls by kernels: tokamax's (https://github.com/openxla/tokamax) where it is installed, else XLA's own.
+"""Grouped matmuls by kernels: our own on a GPU (triton.py), tokamax's (https://github.com/openxla/tokamax) where it is
+installed, XLA's everywhere.
 
 Kernels leave rows past the groups, and the products of empty groups, unspecified: both are masked here, and XLA fuses
 the mask into whatever reads the result.
@@ -24,41 +25,50 @@ _DIMENSIONS: dict[Kind, RaggedDotDimensionNumbers] = {
     "rows_transposed": RaggedDotDimensionNumbers((([1], [2]), ([], [])), [0], [0]),
     "products": RaggedDotDimensionNumbers((([0], [0]), ([], [])), [0], []),
 }
-# By platform, in the order of preference where nothing can be measured.
-_TOKAMAX = {"cuda": ("triton", "mosaic_gpu"), "tpu": ("mosaic_tpu",)}
+_TOKAMAX = {"cuda": ("mosaic_gpu", "triton"), "tpu": ("mosaic_tpu",)}
 
 
 def compute(kind: Kind, platform: str, left: Array, right: Array, sizes: Int[Array, " e"]) -> Array:
     """The grouped matmul ``kind`` (see blocks.py) of ``left`` and ``right`` by the fastest kernel for ``platform``."""
-    kernels = {name: partial(_kernel, name, kind) for name in _names(kind, platform, left, right)}
+    kernels = candidates(kind, platform, left, right)
     result = tuning.fastest(kind, platform, kernels, left, right, sizes)(left, right, sizes)
     if kind == "products":
         return jnp.where((sizes > 0)[:, None, None], result, 0)
     return jnp.where((jnp.arange(left.shape[0]) < sizes.sum())[:, None], result, 0)
 
 
-def _kernel(name: str, kind: Kind, left: Array, right: Array, sizes: Int[Array, " e"]) -> Array:
-    if name == "xla":
-        return jax.lax.ragged_dot_general(
-            left, right, sizes, _DIMENSIONS[kind], preferred_element_type=jnp.float32
-        ).astype(left.dtype)
+def candidates(kind: Kind, platform: str, left: Array, right: Array) -> dict[str, tuning.Kernel]:
+    """Kernels that compute this, by name; the first is for where nothing can be measured."""
+    found: dict[str, tuning.Kernel] = {"xla": partial(_xla, kind)}
+    if left.dtype != jnp.bfloat16:  # of float32, the others would keep fewer bits
+        return found
+    if platform == "cuda":
+        found = {**_ours(kind, left, right), **found}
+    if platform in _TOKAMAX and _tokamax() is not None:  # last: it wants to see the device
+        found |= {f"tokamax {name}": partial(_tokamax_kernel, name, kind) for name in _TOKAMAX[platform]}
+    return found
+
+
+def _ours(kind: Kind, left: Array, right: Array) -> dict[str, tuning.Kernel]:
+    from intellect_jax.kernels.grouped_matmul import triton  # half a second that a CPU need not wait
+
+    kernel = triton.products if kind == "products" else partial(triton.rows, transposed=kind == "rows_transposed")
+    return {str(tiles): partial(kernel, tiles=tiles) for tiles in triton.tiles_for(kind, left, right)}
+
+
+def _xla(kind: Kind, left: Array, right: Array, sizes: Int[Array, " e"]) -> Array:
+    out = jax.lax.ragged_dot_general(left, right, sizes, _DIMENSIONS[kind], preferred_element_type=jnp.float32)
+    return out.astype(left.dtype)
+
+
+def _tokamax_kernel(name: str, kind: Kind, left: Array, right: Array, sizes: Int[Array, " e"]) -> Array:
+    if name == "mosaic_gpu" and any(size % 128 for size in (*left.shape[1:], *right.shape[1:])):
+        raise NotImplementedError("tokamax 0.0.12 leaves out what of the inner dimension no whole tile covers")
     tokamax = _tokamax()
     assert tokamax is not None
     return tokamax.ragged_dot_general(
         left, right, sizes, _DIMENSIONS[kind], preferred_element_type=left.dtype, implementation=name
     )
-
-
-def _names(kind: Kind, platform: str, left: Array, right: Array) -> tuple[str, ...]:
-    """Kernels that compute this correctly; those of tokamax as of 0.0.12."""
-    if platform not in _TOKAMAX or _tokamax() is None:
-        return ("xla",)
-    names = list(_TOKAMAX[platform])
-    sizes = left.shape[-1], *right.shape[-2:]
-    whole_tiles = left.dtype == jnp.bfloat16 and all(size % 128 == 0 for size in sizes[:-1] + sizes[-1:])
-    if not whole_tiles and "mosaic_gpu" in names:
-        names.remove("mosaic_gpu")  # it leaves out what of the inner dimension no whole tile covers
-    return (*names, "xla")
 
 
 @cache

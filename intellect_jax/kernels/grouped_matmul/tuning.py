@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -39,29 +40,37 @@ def fastest(kind: str, platform: str, kernels: dict[str, Kernel], left: Array, r
         return next(iter(kernels.values()))
     key = _key(kind, left, right, sizes)
     if key not in _chosen:
-        with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
-            _chosen[key] = _choose(key, kernels, left, right, sizes)
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (left, right, sizes)]
+        with ThreadPoolExecutor(1) as outside:  # a thread of its own traces nothing, on no mesh: it can compute
+            _chosen[key] = outside.submit(_choose, key, kernels, *shapes).result()
     return kernels[_chosen[key]]
 
 
-def _choose(key: str, kernels: dict[str, Kernel], left: Array, right: Array, sizes: Array) -> str:
+def _choose(key: str, kernels: dict[str, Kernel], *shapes: jax.ShapeDtypeStruct) -> str:
     names = list(kernels)
     found = names[0]
     if jax.process_index() == 0:
         found = _read().get(key, {}).get("kernel")
         if found not in names:
-            found = _measured(key, kernels, left, right, sizes)
+            with jax.transfer_guard("allow"):
+                found = _measured(key, kernels, *shapes)
     if jax.process_count() > 1:  # processes that compiled different programs could wait for each other forever
         found = names[int(multihost_utils.broadcast_one_to_all(np.int32(names.index(found))))]
     return found
 
 
-def _measured(key: str, kernels: dict[str, Kernel], left: Array, right: Array, sizes: Array) -> str:
-    rows = left.shape[0]
+def _measured(
+    key: str,
+    kernels: dict[str, Kernel],
+    left: jax.ShapeDtypeStruct,
+    right: jax.ShapeDtypeStruct,
+    sizes: jax.ShapeDtypeStruct,
+) -> str:
+    group = np.random.default_rng(0).integers(0, sizes.size, left.shape[0])
     arguments = (
         jax.random.normal(jax.random.key(0), left.shape, left.dtype),
         jax.random.normal(jax.random.key(1), right.shape, right.dtype),
-        jnp.asarray(np.bincount(np.random.default_rng(0).integers(0, sizes.size, rows), minlength=sizes.size), "int32"),
+        jnp.asarray(np.bincount(group, minlength=sizes.size), jnp.int32),
     )
     times = {}
     for name, kernel in kernels.items():
@@ -87,13 +96,14 @@ def milliseconds(function: Callable[..., Array], *arguments: Array) -> float:
 
 
 def _key(kind: str, left: Array, right: Array, sizes: Array) -> str:
-    packages = {"jax": jax.__version__, "tokamax": _version("tokamax")}
+    packages = {"jax": jax.__version__, "tokamax": version("tokamax")}
     device = jax.local_devices()[0].device_kind
     shapes = f"{left.shape} {right.shape} {sizes.size} {left.dtype}"
     return " | ".join([device, *(f"{name} {version}" for name, version in packages.items()), kind, shapes])
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of an installed package; "none" without it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
