@@ -221,26 +221,31 @@ def test_a_choice_is_measured_once_and_then_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_chosen", {})
     calls = []
 
+    def wrong(left, right, sizes):
+        return left @ right[0]
+
     def slow(left, right, sizes):
-        return jax.lax.fori_loop(0, 2000, lambda _, y: jnp.sin(y), left) @ right[0]
+        left = jax.lax.fori_loop(0, 3000, lambda _, x: -x, left)
+        return grouped_matmul_reference(left, right, sizes)
 
     def fast(left, right, sizes):
         calls.append(1)
-        return left @ right[0]
+        return grouped_matmul_reference(left, right, sizes)
 
     def cannot(left, right, sizes):
         raise NotImplementedError("not this shape")
 
-    kernels = {"cannot": cannot, "slow": slow, "fast": fast}
-    arguments = (jnp.ones((64, 32)), jnp.ones((2, 32, 8)), jnp.array([32, 32]))
+    kernels = {"cannot": cannot, "wrong": wrong, "slow": slow, "fast": fast}
+    x, w, _ = rows_and_matrices(64, 32, 8, 2, "float32", seed=0)
+    sizes = jnp.array([40, 24], jnp.int32)
     choose = jax.jit(lambda *a: tuning.fastest("rows", "cuda", kernels, *a)(*a))  # while tracing, as in a step
-    np.testing.assert_allclose(choose(*arguments), 32.0)
+    assert_close(choose(x, w, sizes), grouped_matmul_reference(x, w, sizes), 1e-6)
     measured = len(calls)
     tuning._chosen.clear()
-    assert tuning.fastest("rows", "cuda", kernels, *arguments) is fast and len(calls) == measured
+    assert tuning.fastest("rows", "cuda", kernels, x, w, sizes) is fast and len(calls) == measured
     (tmp_path / "intellect_jax" / "grouped_matmul.json").write_text("{")  # a damaged file is measured over
     tuning._chosen.clear()
-    assert tuning.fastest("rows", "cuda", kernels, *arguments) is fast and len(calls) > measured
+    assert tuning.fastest("rows", "cuda", kernels, x, w, sizes) is fast and len(calls) > measured
 
 
 def test_nothing_is_measured_for_a_device_that_is_not_there():

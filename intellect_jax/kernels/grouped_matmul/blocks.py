@@ -44,7 +44,7 @@ def _rows(x: Array, w: Array, sizes: Array, transposed: bool) -> Array:
         return blocks(step, y)
 
     width = w.shape[1 if transposed else 2]
-    return _each_group(sizes, x.shape[0], block, group, _zeros((x.shape[0], width), x))
+    return _each_group(sizes, x.shape[0], block, group, jnp.zeros((x.shape[0], width), x.dtype))
 
 
 def products(x: Float[Array, "p d"], g: Float[Array, "p f"], sizes: Int[Array, " e"]) -> Float[Array, "e d f"]:
@@ -57,10 +57,11 @@ def products(x: Float[Array, "p d"], g: Float[Array, "p f"], sizes: Int[Array, "
             left = jax.lax.optimization_barrier(left.T)  # XLA's matmul is slower with a transposed left side
             return total + jnp.dot(left, right, preferred_element_type=jnp.float32)
 
-        total = blocks(step, _zeros(out.shape[1:], x, jnp.float32))
+        total = blocks(step, jnp.zeros(out.shape[1:], jnp.float32))
         return out.at[e].set(total.astype(out.dtype))
 
-    return _each_group(sizes, x.shape[0], block, group, _zeros((sizes.size, x.shape[1], g.shape[1]), x))
+    out = jnp.zeros((sizes.size, x.shape[1], g.shape[1]), x.dtype)
+    return _each_group(sizes, x.shape[0], block, group, out)
 
 
 Step = Callable[[Array, Array, Array], Array]  # start of a block, which of its rows belong to the group, carry
@@ -90,7 +91,3 @@ def _each_group(
         return group(e, blocks, carry)
 
     return fori_loop(0, jnp.sum(sizes > 0), body, carry)
-
-
-def _zeros(shape: tuple[int, ...], like: Array, dtype: jnp.dtype | None = None) -> Array:
-    return jnp.zeros(shape, dtype or like.dtype)
