@@ -9,7 +9,7 @@ CONFIG ?= configs/debug_cpu.py
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install demo test test-all soak evidence oracle lint
+.PHONY: help install demo test test-all soak evidence oracle lint plan-cuda plan-tpu
 
 help:
 	@echo 'make demo      install, then supervised warm-up and asynchronous RL on this machine ($(CONFIG))'
@@ -19,6 +19,8 @@ help:
 	@echo 'make evidence  long figures, into evidence/results; goes on where it was stopped'
 	@echo 'make lint      formatting, lint and types'
 	@echo 'make install   only prepare .venv'
+	@echo 'make plan-cuda .venv-plan-cuda: `launch plan` with the compiler for NVIDIA GPUs (5 GB, no GPU needed)'
+	@echo 'make plan-tpu  .venv-plan-tpu: `launch plan` with the compiler for TPUs (no TPU needed)'
 	@echo 'make oracle    only prepare .venv-oracle (PyTorch, transformers, peft)'
 
 install: .venv/.installed
@@ -35,7 +37,8 @@ test-all: .venv/.installed-test oracle
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak
 
-evidence: .venv/.installed-test
+evidence: .venv/.installed-test plan-tpu
+	.venv-plan-tpu/bin/python -m evidence.tpu
 	$(BIN)/python -m evidence.survival
 
 lint: .venv/.installed-test
@@ -44,6 +47,10 @@ lint: .venv/.installed-test
 	$(BIN)/mypy
 
 oracle: .venv-oracle/.installed
+
+plan-cuda: .venv-plan-cuda/.installed
+
+plan-tpu: .venv-plan-tpu/.installed
 
 # A virtual environment in folder $(1), unless a sound one is there.
 define create
@@ -64,6 +71,17 @@ endef
 
 .venv/.installed-test: .venv/.installed
 	$(BIN)/python $(PIP) --editable '.[test]'
+	@touch $@
+
+# Compilers of accelerators live apart: with them installed, JAX would look for the hardware at every start.
+.venv-plan-cuda/.installed: pyproject.toml
+	$(call create,.venv-plan-cuda)
+	.venv-plan-cuda/bin/python $(PIP) --editable '.[cuda]'
+	@touch $@
+
+.venv-plan-tpu/.installed: pyproject.toml
+	$(call create,.venv-plan-tpu)
+	.venv-plan-tpu/bin/python $(PIP) --editable '.[plan-tpu]'
 	@touch $@
 
 # PyTorch and transformers live apart from our own pins. On Linux the CPU build is asked for first: it is a tenth in size.

@@ -75,6 +75,10 @@ def tcp_address(value) -> str | None:
     return None if not value or address_parts(value, "tcp") else "tcp://host:port, or empty to choose a port"
 
 
+def host_port(value) -> str | None:
+    return None if not value or address_parts(f"tcp://{value}", "tcp") else "host:port, or empty"
+
+
 def http_addresses(value) -> str | None:
     good = all(isinstance(url, str) and any(address_parts(url, s) for s in ("http", "https")) for url in value)
     return None if good else "a tuple of http://host:port, or empty to choose ports"
@@ -186,14 +190,28 @@ SCHEMA: dict[str, Any] = {
     "trainer": {
         "max_steps": Key(100, "RL steps in all", at_least(0)),
         "optimizer": {
+            "name": Key("adamw", "muon: for the matrices of the layers, AdamW for the rest", one_of("adamw", "muon")),
             "learning_rate": Key(1e-6, "peak learning rate", above(0)),
             "warmup_steps": Key(0, "steps of linear warm-up", at_least(0)),
-            "schedule": Key("constant", "after warm-up", one_of("constant", "linear", "cosine")),
+            "schedule": Key(
+                "constant",
+                "after warm-up; wsd: stable, then linearly to 0 over decay_steps",
+                one_of("constant", "linear", "cosine", "wsd"),
+            ),
+            "decay_steps": Key(0, "last steps, over which the rate of wsd falls", at_least(0)),
             "b1": Key(0.9, "Adam's first-moment decay", share),
             "b2": Key(0.95, "Adam's second-moment decay", share),
             "eps": Key(1e-8, "Adam's epsilon", above(0)),
             "weight_decay": Key(0.0, "decoupled decay of matrices (not norms, biases)", at_least(0.0)),
             "clip_norm": Key(1.0, "largest global gradient norm", above(0)),
+            "moments_dtype": Key("float32", "dtype in which moments are kept", one_of("float32", "bfloat16")),
+            "offload": Key(False, "keep moments in host memory between steps"),
+            "muon": {
+                "momentum": Key(0.95, "decay of the momentum", share),
+                "nesterov": Key(True, "Nesterov's momentum"),
+                "steps": Key(5, "Newton-Schulz iterations", at_least(1)),
+                "dtype": Key("bfloat16", "dtype of the Newton-Schulz iterations", one_of("bfloat16", "float32")),
+            },
         },
         "seq_buckets": Key((256,), "row lengths a batch may have, tokens; each compiles once", increasing),
         "microbatch_buckets": Key((4,), "microbatches a batch may have; each compiles once", increasing),
@@ -209,7 +227,13 @@ SCHEMA: dict[str, Any] = {
             "only routers with such a bias (glm4_moe)",
             at_least(0.0),
         ),
-        "remat": Key(False, "recompute each layer's activations in the backward pass"),
+        "remat": Key(
+            "none",
+            "what the backward pass computes again: none; all but matrix products and attention (matmuls); "
+            "all but the attention half's (attention); full: each layer from its input",
+            one_of("none", "matmuls", "attention", "full"),
+        ),
+        "offload_activations": Key(False, "keep in host memory what trainer.remat keeps"),
         "router_replay": Key(True, "use the experts that the sampler chose for each token"),
         "platform": Key("", "JAX platform of the trainer; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
         "batch_timeout": Key(600.0, "longest wait for a batch without a sign of life, seconds", above(0)),
@@ -238,6 +262,19 @@ SCHEMA: dict[str, Any] = {
             zero_or_at_least(1.0),
         ),
         "expert_chunks": Key(2, "parts of a shard's tokens, so that one is sent while another computes", at_least(1)),
+    },
+    "distributed": {
+        "processes": Key(
+            0, "trainer processes, which share one mesh; 0: those of Slurm or Kubernetes, or 1", at_least(0)
+        ),
+        "coordinator": Key(
+            "",
+            "host:port where trainer process 0 meets the others; empty: chosen at start, or by the cluster",
+            host_port,
+        ),
+        "local_devices": Key(0, "devices of each trainer process (0: JAX's own choice)", at_least(0)),
+        "start_timeout": Key(300.0, "longest wait for all trainer processes to start, seconds", at_least(1.0)),
+        "heartbeat_timeout": Key(10.0, "silence of a trainer process that ends the others, seconds", at_least(2.0)),
     },
     "orchestrator": {
         "batch_size": Key(128, "rollouts per trainer step", at_least(1)),
@@ -296,6 +333,13 @@ SCHEMA: dict[str, Any] = {
             one_of("merged", "adapter"),
         ),
         "dtype": Key("bfloat16", "dtype of exported weights", one_of("bfloat16", "float32")),
+    },
+    "plan": {
+        "member_share": Key(1.0, "share of a row's tokens that have a loss", between(0.0, 1.0)),
+        "sampler_tokens_per_second": Key(2000.0, "what one sampler GPU makes with enough requests, tokens/s", above(0)),
+        "request_tokens_per_second": Key(60.0, "what one request gets at most, tokens/s", above(0)),
+        "response_mean": Key(0.0, "mean length of an answer, tokens (0: a quarter of max_new_tokens)", at_least(0.0)),
+        "response_p95": Key(0.0, "length that 95% of answers stay below, tokens (0: 3 x the mean)", at_least(0.0)),
     },
     "monitor": {
         "tensorboard": Key(False, "also write every metric for TensorBoard, in <run>/tensorboard", tensorboard),

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from intellect_jax.parallel.axes import AXES
 
+_DECAYS = ("trainer.optimizer.b1", "trainer.optimizer.b2", "trainer.optimizer.muon.momentum")
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -117,6 +119,35 @@ RULES: tuple[Rule, ...] = (
         "an adapter needs a base that others can load: give model.path, or export it merged",
     ),
     Rule(
+        ("trainer.offload_activations", "trainer.remat"),
+        lambda c: c.trainer.offload_activations and c.trainer.remat == "none",
+        "only what a policy keeps can be moved to the host: use matmuls, attention or full",
+    ),
+    Rule(
+        ("trainer.optimizer.name", "lora.rank"),
+        lambda c: c.trainer.optimizer.name == "muon" and c.lora.rank > 0,
+        "adapters train with adamw: Muon's step is that of a whole matrix, not of one of its two factors",
+    ),
+    Rule(
+        ("trainer.optimizer.schedule", "trainer.optimizer.decay_steps"),
+        lambda c: (c.trainer.optimizer.schedule == "wsd") != (c.trainer.optimizer.decay_steps > 0),
+        "wsd, and only wsd, needs decay_steps above 0",
+    ),
+    Rule(
+        ("trainer.optimizer.warmup_steps", "trainer.optimizer.decay_steps", "trainer.max_steps"),
+        lambda c: (
+            c.trainer.optimizer.schedule == "wsd"
+            and 0 < c.trainer.max_steps < c.trainer.optimizer.warmup_steps + c.trainer.optimizer.decay_steps
+        ),
+        "warm-up and decay of wsd must fit into the run",
+    ),
+    Rule(
+        ("trainer.optimizer.moments_dtype", *_DECAYS),
+        lambda c: c.trainer.optimizer.moments_dtype == "bfloat16" and any(_get(c, key) > 0.99 for key in _DECAYS),
+        "bfloat16 moments stand still unless each step changes them by a hundredth: use decays of at most 0.99, or "
+        "float32",
+    ),
+    Rule(
         ("sft.microbatches", "trainer.microbatch_buckets"),
         lambda c: c.sft.microbatches > max(c.trainer.microbatch_buckets),
         "a supervised step must fit the largest microbatch bucket",
@@ -125,6 +156,11 @@ RULES: tuple[Rule, ...] = (
         ("sft.steps", "sft.data"),
         lambda c: c.sft.steps > 0 and not c.sft.data,
         "supervised steps need data",
+    ),
+    Rule(
+        ("plan.response_mean", "plan.response_p95"),
+        lambda c: c.plan.response_p95 > 0 and not 1 <= c.plan.response_p95 / max(c.plan.response_mean, 1e-9) <= 3.86,
+        "a lognormal's 95th percentile is 1 to 3.86 times its mean: give both",
     ),
     Rule(
         ("trainer.max_steps", "sft.steps"),

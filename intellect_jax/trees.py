@@ -13,6 +13,11 @@ def leaf(tree: Any, path: TreePath) -> Any:
     return tree
 
 
+def path_keys(path: tuple[Any, ...]) -> TreePath:
+    """The path that ``jax.tree_util.tree_flatten_with_path`` gives of a leaf."""
+    return tuple(key.key for key in path)
+
+
 def nested(flat: dict[TreePath, Any]) -> dict[str, Any]:
     """The inverse of :func:`leaf` for all paths."""
     tree: dict[str, Any] = {}

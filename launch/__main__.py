@@ -17,7 +17,10 @@ python -m launch --config=FILE.py[:arg] [--config.key=value …] [--fresh] [--dr
 python -m launch sft     --config=…    only the supervised steps
 python -m launch eval    --config=…    evaluate the run's newest version, or the servers of sampler.urls
 python -m launch export  --config=… [--checkpoint=STEP] [--out=FOLDER]    a checkpoint as a Hugging Face folder
+python -m launch plan    --config=… --devices=N --target=h100|h200|b200|v5p|v6e|cpu [--search] [--fleet_devices=N]
+    [--out=FILE]    compile the step for hardware that is not there: memory, FLOPs, collectives, time, what bounds it
 python -m launch trainer|orchestrator|sampler|env --config=… [--index=N]   one role, here
+    Slurm, Kubernetes and several trainer processes: docs/multi_host.md
 
 --config may be a JSON file, too. A run that exists goes on; --fresh starts it anew and keeps the old one as
 NAME.previous. --dry_run prints the configuration with the origin of each changed key, and starts nothing.
@@ -44,7 +47,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(arguments: command_line.Arguments) -> int:
-    by_name = {"run": commands.run, "sft": commands.sft, "eval": commands.evaluate, "export": commands.export}
+    by_name = {
+        "run": commands.run,
+        "sft": commands.sft,
+        "eval": commands.evaluate,
+        "export": commands.export,
+        "plan": commands.plan,
+    }
     return by_name.get(arguments.command, commands.role)(arguments)
 
 

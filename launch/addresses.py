@@ -23,11 +23,16 @@ def choose(config: ConfigDict) -> None:
         "environments.address": 1,
         "sampler.urls": config.sampler.num_servers,
     }
+    config.distributed.processes = max(1, config.distributed.processes)  # those of a cluster are not started here
+    if config.distributed.processes > 1:
+        needed["distributed.coordinator"] = 1
     empty = [name for name in needed if not given(config, name)]
     ports = iter(free_ports(sum(needed[name] for name in empty)))
     for name in empty:
         if name == "sampler.urls":
             assign(config, name, tuple(f"http://{LOCAL}:{next(ports)}" for _ in range(needed[name])))
+        elif name == "distributed.coordinator":
+            assign(config, name, f"{LOCAL}:{next(ports)}")
         else:
             assign(config, name, f"tcp://{LOCAL}:{next(ports)}")
     config.launch.chosen = tuple(empty)

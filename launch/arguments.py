@@ -8,14 +8,19 @@ from intellect_jax.errors import UserError
 from launch.suggestions import nearest
 
 ROLES = ("trainer", "orchestrator", "sampler", "env")
-COMMANDS = ("run", "sft", "eval", "export", *ROLES)
-SWITCHES = ("fresh", "dry_run", "help")
-VALUES = ("config", "index", "checkpoint", "out")
+COMMANDS = ("run", "sft", "eval", "export", "plan", *ROLES)
+SWITCHES = ("fresh", "dry_run", "help", "search")
+VALUES = ("config", "index", "checkpoint", "out", "devices", "target", "fleet_devices")
+NUMBERS = ("index", "devices", "fleet_devices")
 ONLY_FOR = {  # options that other commands would silently ignore
     "fresh": ("run", "sft"),
-    "index": ("sampler", "env"),
+    "index": ("trainer", "sampler", "env"),
     "checkpoint": ("export",),
-    "out": ("export",),
+    "out": ("export", "plan"),
+    "devices": ("plan",),
+    "target": ("plan",),
+    "fleet_devices": ("plan",),
+    "search": ("plan",),
 }
 
 
@@ -29,9 +34,13 @@ class Arguments:
     fresh: bool = False
     dry_run: bool = False
     help: bool = False
-    index: int = 0  # which sampler or environment worker
+    index: int | None = None  # which trainer process, sampler or environment worker
     checkpoint: str = ""  # step to export; empty: the newest
-    out: str = ""  # folder to export to; empty: <run>/export
+    out: str = ""  # folder to export to, file of a plan; empty: <run>/export, <run>/plan.json
+    devices: int = 0  # of the trainer that is planned
+    target: str = "cpu"  # hardware to plan for (see plan/targets.py)
+    fleet_devices: int = 0  # samplers to plan with; 0: what feeds the trainer
+    search: bool = False  # try meshes and remat policies
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -72,13 +81,13 @@ def _take_flag(arguments: Arguments, words: list[str]) -> None:
     if name.startswith("config."):
         arguments.overrides.pop(name[7:], None)  # the last one also comes last
         arguments.overrides[name[7:]] = value
-    elif name == "index":
-        arguments.index = _index(value)
+    elif name in NUMBERS:
+        setattr(arguments, name, _number(name, value))
     else:
         setattr(arguments, name, value)
 
 
-def _index(text: str) -> int:
+def _number(name: str, text: str) -> int:
     if not text.isdigit():
-        raise UserError(f"--index={text}: must be 0 or more")
+        raise UserError(f"--{name}={text}: must be 0 or more")
     return int(text)

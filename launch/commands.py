@@ -17,11 +17,15 @@ from intellect_jax.monitor.closing import closing_lines
 from intellect_jax.monitor.console import Console, Progress
 from intellect_jax.monitor.metrics import Metrics, read_metrics
 from intellect_jax.monitor.summary import LAUNCHER, write_summary
+from intellect_jax.parallel import hosts
 from intellect_jax.transport.weights import WeightStore
 from launch import addresses, preflight, preparation, reporting, roles, rundir
 from launch.arguments import Arguments
 from launch.configuration import DEFAULTS, Resolved, resolve
-from launch.exit_codes import DONE
+from launch.exit_codes import DONE, FAILED
+from launch.plan import main as planning
+from launch.plan.compile import CompilationFailed
+from launch.plan.targets import TARGETS
 from launch.restarts import Death
 from launch.supervisor import Supervisor
 
@@ -89,6 +93,32 @@ def export(arguments: Arguments) -> int:
     return main(resolved.config, resolved.run_dir, out, arguments.checkpoint)
 
 
+def plan(arguments: Arguments) -> int:
+    """What a training step takes on hardware that is not there."""
+    resolved = resolve(arguments)
+    if arguments.target not in TARGETS:
+        raise UserError(f"--target={arguments.target}: must be one of {', '.join(TARGETS)}")
+    if not arguments.devices:
+        raise UserError("--devices: how many devices shall the trainer have? For example --devices=128")
+    if arguments.dry_run:
+        return _dry_run(resolved, write=False)
+    out = Path(arguments.out) if arguments.out else resolved.run_dir / "plan.json"
+    preflight.refuse_unwritable("--out", out.parent)
+    try:
+        planning.plan(
+            resolved.config,
+            arguments.target,
+            arguments.devices,
+            out,
+            search=arguments.search,
+            fleet_devices=arguments.fleet_devices,
+        )
+    except CompilationFailed as error:
+        print(f"launch: {error}", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
 def role(arguments: Arguments) -> int:
     """One role in this process: what the supervisor, Slurm or Kubernetes starts."""
     resolved = resolve(arguments)
@@ -96,22 +126,34 @@ def role(arguments: Arguments) -> int:
     missing = [name for name in _needed_addresses(arguments.command, config) if not get(config, name)]
     if missing:
         raise UserError(f"{missing[0]} is empty: a role started alone must be told, as --config.{missing[0]}=…")
-    if arguments.command == "sampler" and arguments.index >= len(config.sampler.urls):
-        raise UserError(f"--index={arguments.index}: sampler.urls has {len(config.sampler.urls)} entries")
-    _refuse_taken_by_others(arguments, config)
+    index = _own_index(arguments, config)
+    _refuse_taken_by_others(arguments.command, config, index)
     if arguments.dry_run:
         preflight.refuse(resolved, (arguments.command,))
         return _dry_run(resolved, write=False)
     preparation.prepare_tokenizer(config, resolved.run_dir)
-    return roles.run(arguments.command, config, resolved.run_dir, arguments.index)
+    return roles.run(arguments.command, config, resolved.run_dir, index)
 
 
-def _refuse_taken_by_others(arguments: Arguments, config: ConfigDict) -> None:
+def _own_index(arguments: Arguments, config: ConfigDict) -> int | None:
+    """Which process of its role this is, None where the role has only one; raises UserError when there is no such."""
+    if arguments.command == "trainer":
+        return hosts.own_index(config.distributed, arguments.index, os.environ)
+    if arguments.command not in roles.SERVICES:
+        return None
+    found = hosts.cluster_index(os.environ) if arguments.index is None else arguments.index
+    index = found or 0
+    if arguments.command == "sampler" and index >= len(config.sampler.urls):
+        raise UserError(f"--index={index}: sampler.urls has {len(config.sampler.urls)} entries")
+    return index
+
+
+def _refuse_taken_by_others(role: str, config: ConfigDict, index: int | None) -> None:
     """Raises UserError when the user gave this role an address on which it cannot listen."""
-    if arguments.command == "orchestrator":
+    if role == "orchestrator":
         addresses.refuse_taken(config)
-    elif arguments.command == "sampler" and addresses.given(config, "sampler.urls"):
-        addresses.refuse_unlistenable("sampler.urls", config.sampler.urls[arguments.index])
+    elif role == "sampler" and addresses.given(config, "sampler.urls"):
+        addresses.refuse_unlistenable("sampler.urls", config.sampler.urls[index or 0])
 
 
 def _needed_addresses(role: str, config: ConfigDict) -> list[str]:

@@ -10,23 +10,30 @@ from dataclasses import replace
 from importlib.util import find_spec
 from math import lcm, prod
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge import families
 from intellect_jax.bridge.families.table import Entry
 from intellect_jax.models.config import ModelConfig
-from intellect_jax.models.lora_shape import Lora
+from intellect_jax.models.lora_shape import Lora, target_of
 from launch import addresses
 
 BYTES = {"float32": 4, "bfloat16": 2}
-TRAINED = 16  # bytes a trained parameter in the trainer: float32 master, two moments, gradient
-SAVED = 12  # bytes a trained parameter in a checkpoint: all of these but the gradient
+MASTER = GRADIENT = 4  # bytes, float32
 _CGROUPS = (  # (limit, use) of version 2, then 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 _DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+
+
+class Trained(NamedTuple):
+    """How many parameters train, and moments that the optimizer keeps of them."""
+
+    parameters: int
+    moments: int
 
 
 def parameter_count(cfg: ModelConfig) -> int:
@@ -47,10 +54,18 @@ def adapter_count(cfg: ModelConfig, lora: Lora) -> int:
     return _sum(cfg, factors)
 
 
-def trained_count(config: ConfigDict, cfg: ModelConfig) -> int:
-    """Parameters that train."""
+def trained_count(config: ConfigDict, cfg: ModelConfig) -> Trained:
+    """What trains: AdamW keeps two moments of a parameter, Muon one of each matrix of a layer."""
     lora = Lora.from_config(config.lora)
-    return adapter_count(cfg, lora) if lora else parameter_count(cfg)
+    parameters = adapter_count(cfg, lora) if lora else parameter_count(cfg)
+    muon = config.trainer.optimizer.name == "muon"
+    matrices = _sum(cfg, lambda entry: prod(entry.shape) if target_of(entry.path) else 0) if muon else 0
+    return Trained(parameters, 2 * parameters - matrices)
+
+
+def _saved_bytes(config: ConfigDict, trained: Trained) -> int:
+    """The trainer's state in a checkpoint."""
+    return MASTER * trained.parameters + BYTES[config.trainer.optimizer.moments_dtype] * trained.moments
 
 
 def _sum(cfg: ModelConfig, size: Callable[[Entry], int]) -> int:
@@ -66,12 +81,12 @@ def _sum(cfg: ModelConfig, size: Callable[[Entry], int]) -> int:
     return rest + cfg.num_dense_layers * dense_layer + cfg.num_moe_layers * moe_layer
 
 
-def disk_bytes(config: ConfigDict, parameters: int, trained: int) -> int:
+def disk_bytes(config: ConfigDict, parameters: int, trained: Trained) -> int:
     """What checkpoints, versions and the export take at most; one more of each is there while it is written.
 
-    ``trained``: how many of the parameters, or beside them, train.
+    ``trained``: of the parameters, or beside them.
     """
-    total = (config.checkpoint.keep + 1 + _kept_besides(config)) * SAVED * trained
+    total = (config.checkpoint.keep + 1 + _kept_besides(config)) * _saved_bytes(config, trained)
     if config.trainer.max_steps:
         total += (config.weights.keep + 1) * BYTES[config.weights.dtype] * parameters
     if config.export.enabled:
@@ -85,13 +100,13 @@ def _kept_besides(config: ConfigDict) -> int:
     return 1 + config.trainer.max_steps // lcm(every, keep_every) if every and keep_every else 0
 
 
-def memory_bytes(config: ConfigDict, parameters: int, trained: int, roles: tuple[str, ...]) -> int:
+def memory_bytes(config: ConfigDict, parameters: int, trained: Trained, roles: tuple[str, ...]) -> int:
     """Weights, gradients and moments of the roles that this machine runs; activations come on top.
 
     A frozen base is counted as bfloat16, though it may be float32.
     """
     frozen = BYTES["bfloat16"] * parameters * (config.lora.rank > 0)
-    total = (TRAINED * trained + frozen) * ("trainer" in roles)
+    total = (_saved_bytes(config, trained) + GRADIENT * trained.parameters + frozen) * ("trainer" in roles)
     if "sampler" in roles and not addresses.given(config, "sampler.urls"):
         total += config.sampler.num_servers * BYTES[config.sampler.dtype] * parameters
     return total
@@ -128,6 +143,11 @@ def cpu_devices(environment: Mapping[str, str] = os.environ) -> int:
     forced = _DEVICES.findall(environment.get("XLA_FLAGS", ""))
     asked = forced[-1] if forced else environment.get("JAX_NUM_CPU_DEVICES", "")
     return int(asked) if asked.isdigit() else 1
+
+
+def trainer_cpu_devices(config: ConfigDict, environment: Mapping[str, str] = os.environ) -> int:
+    """CPU devices of all trainer processes that this machine starts."""
+    return max(1, config.distributed.processes) * (config.distributed.local_devices or cpu_devices(environment))
 
 
 def _read(path: str) -> str:

@@ -34,7 +34,8 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
     config = resolved.config
     refuse_missing_paths(config)
     refuse_unwritable(f"run.root={config.run.root}", resolved.run_dir)
-    addresses.refuse_taken(config)
+    if "orchestrator" in roles:
+        addresses.refuse_taken(config)
     refuse_environments(config)
     tokenizer, cfg = refuse_model(config)
     if "trainer" in roles:
@@ -42,8 +43,19 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
         refuse_without_bias(config.trainer.router_bias_rate, cfg)
         refuse_bad_record(config, tokenizer)
         if estimates.runs_on_cpu(config.trainer.platform):
-            refuse_uneven(axis_sizes(config.parallel, estimates.cpu_devices()), config, cfg)
+            refuse_uneven(axis_sizes(config.parallel, estimates.trainer_cpu_devices(config)), config, cfg)
+        else:
+            refuse_shared_devices(config)
     refuse_small_machine(config, cfg, resolved.run_dir, roles)
+
+
+def refuse_shared_devices(config: ConfigDict) -> None:
+    """Several trainer processes of this machine that would all take all of its accelerators."""
+    count = config.distributed.processes
+    if count > 1 and not config.distributed.local_devices:
+        raise UserError(
+            f"distributed.local_devices=0: must say how many devices of this machine each of {count} processes takes"
+        )
 
 
 def refuse_missing_paths(config: ConfigDict) -> None:

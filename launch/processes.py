@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# What JAX writes before it ends a process whose peer is gone.
+LOST = "Terminating process because the JAX distributed service detected fatal errors"
 FATAL = "FATAL"  # a role's last words in its log start with this; what follows is why it ended
 _PR_SET_PDEATHSIG = 1
 
@@ -77,12 +79,13 @@ def describe_exit(code: int) -> str:
 def last_words(log: Path, offset: int, most_lines: int = 100) -> str:
     """Why a process ended, out of the part of its log from byte ``offset``.
 
-    That is all from the last line that holds FATAL, else the last traceback, else the last lines.
+    That is all from the last line that holds FATAL, else what JAX says of a lost process, else the last traceback, else
+    the last lines.
     """
     with log.open("rb") as file:
         file.seek(max(offset, log.stat().st_size - 2**20))
         lines = file.read().decode(errors="replace").splitlines()
-    for mark in (f" {FATAL} ", "Traceback (most recent call last):"):
+    for mark in (f" {FATAL} ", LOST, "Traceback (most recent call last):"):
         places = [i for i, line in enumerate(lines) if mark in line]
         if places:
             return "\n".join(_shorten(lines[places[-1] :], most_lines))

@@ -1,4 +1,4 @@
-"""The four roles as processes: command line and environment of each, and what runs inside one."""
+"""The roles as processes: command line and environment of each, and what runs inside one."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ ENTRY_POINTS = {
     "sampler": "intellect_jax.sampler.main",
     "env": "intellect_jax.environments.worker",
 }
-INDEXED = ("sampler", "env")  # roles of which a run has several
+SERVICES = ("sampler", "env")  # roles that run until they are told to end
 
 
 def specs(config: ConfigDict, config_file: Path, roles: tuple[str, ...]) -> list[RoleSpec]:
     """One RoleSpec per process of the wanted roles. A fleet whose URLs the user gave is not ours to start."""
     samplers = 0 if addresses.given(config, "sampler.urls") else config.sampler.num_servers
     counts = {"sampler": samplers, "env": config.environments.workers}
+    if config.distributed.processes > 1:
+        counts["trainer"] = config.distributed.processes
     return [
-        _spec(config, config_file, role, index if role in INDEXED else None)
+        _spec(config, config_file, role, index)
         for role in roles
-        for index in range(counts.get(role, 1))
+        for index in (range(counts[role]) if role in counts else (None,))
     ]
 
 
@@ -41,12 +43,21 @@ def _spec(config: ConfigDict, config_file: Path, role: str, index: int | None) -
     argv = [sys.executable, "-m", "launch", role, f"--config={config_file}"]
     if index is not None:
         argv.append(f"--index={index}")
-    return RoleSpec(role_name(role, index), argv, environment(config, role), service=role in INDEXED)
+    variables = environment(config, role)
+    if role == "trainer" and index is not None and config.distributed.local_devices:
+        variables["JAX_LOCAL_DEVICE_IDS"] = _own_devices(index, config.distributed.local_devices)
+    group = role if role == "trainer" else ""
+    return RoleSpec(role_name(role, index), argv, variables, service=role in SERVICES, group=group)
 
 
 def role_name(role: str, index: int | None) -> str:
     """``trainer`` or ``sampler-1``: also the name of its log and of its heartbeat."""
-    return f"{role}-{index}" if role in INDEXED else role
+    return role if index is None else f"{role}-{index}"
+
+
+def _own_devices(index: int, count: int) -> str:
+    """Those of process ``index`` where each of the processes of one machine takes ``count``."""
+    return ",".join(str(index * count + device) for device in range(count))
 
 
 def environment(config: ConfigDict, role: str) -> dict[str, str]:
@@ -59,15 +70,25 @@ def environment(config: ConfigDict, role: str) -> dict[str, str]:
     if config.launch.threads:
         # NPROC sizes XLA's CPU thread pool; no XLA_FLAGS entry does (tried on jax 0.10.2).
         variables |= {"NPROC": str(config.launch.threads), "OMP_NUM_THREADS": str(config.launch.threads)}
+    if role == "trainer" and config.distributed.local_devices:
+        variables["JAX_NUM_CPU_DEVICES"] = str(config.distributed.local_devices)
     return variables
 
 
-def run(role: str, config: ConfigDict, run_dir: Path, index: int) -> int:
+def run(role: str, config: ConfigDict, run_dir: Path, index: int | None) -> int:
     """Runs one role in this process; returns its exit code. What ends it badly stands in the log after FATAL."""
+    code = _run(role, config, run_dir, index)
+    if code == FAILED and role == "trainer" and index is not None:  # an orderly end would wait for the other processes
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def _run(role: str, config: ConfigDict, run_dir: Path, index: int | None) -> int:
     logging.basicConfig(
         level=logging.WARNING,  # of libraries; Orbax alone says a hundred things a checkpoint
         stream=sys.stderr,
-        format=f"%(asctime)s.%(msecs)03d %(levelname)s {role}: %(message)s",
+        format=f"%(asctime)s.%(msecs)03d %(levelname)s {role_name(role, index)}: %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
     )
     logging.getLogger("intellect_jax").setLevel(logging.INFO)
@@ -80,7 +101,7 @@ def run(role: str, config: ConfigDict, run_dir: Path, index: int) -> int:
     )
     try:
         main = importlib.import_module(ENTRY_POINTS[role]).main
-        return main(config, run_dir, index) if role in INDEXED else main(config, run_dir)
+        return main(config, run_dir) if role == "orchestrator" else main(config, run_dir, index)
     except UserError as error:
         logging.critical("%s %s", FATAL, error)
         return WRONG_INPUT

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "trainer.max_steps",
     "trainer.platform",
     "trainer.batch_timeout",
+    "distributed",
     "orchestrator.address",
     "orchestrator.max_attempts",
     "eval",

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch import processes
-from launch.exit_codes import DONE, FAILED, WRONG_INPUT
+from launch.exit_codes import DONE, FAILED, START_ME_AGAIN, WRONG_INPUT
 from launch.heartbeats import Pulse
 from launch.restarts import Death, RestartPolicy
 
@@ -28,6 +28,7 @@ class RoleSpec:
     argv: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     service: bool = False
+    group: str = ""  # roles of the same group live and die together
     policy: RestartPolicy = field(default_factory=RestartPolicy)
 
 
@@ -57,6 +58,8 @@ class Supervisor:
 
     With a folder of ``heartbeats`` each role must write the file of its name there about every second; one that is
     silent for ``heartbeat_timeout`` seconds (stopped, or the machine swaps) is killed, and so started again.
+
+    When a role of a group dies, the others of the group are ended, and all are started again together.
     """
 
     def __init__(
@@ -176,15 +179,25 @@ class Supervisor:
         if exit_code == WRONG_INPUT:
             self._say(f"{what}:\n{words}\nlog: {role.log}")
             return WRONG_INPUT
-        delay = role.spec.policy.delay(role.deaths)
+        peers = self._peers(role)
+        delay = role.spec.policy.delay(sorted((d for r in (role, *peers) for d in r.deaths), key=lambda d: d.time))
         if delay is None:
             self._say(f"{what}: it does not stay up, so the run ends")
             self._explain_failure(now)
             return FAILED
         reason = f": {words.splitlines()[-1][:200]}" if exit_code > 0 and words else ""  # a kill leaves no word
-        self._say(f"{what}{reason}; starting it again in {delay:.1f} s")
-        role.restart_at = now + delay
+        others = ", ".join(peer.name for peer in peers)
+        again = f"; ending {others} and starting all again in " if peers else "; starting it again in "
+        self._say(f"{what}{reason}{again}{delay:.1f} s")
+        # One that asked for it has saved together with the others, which are about to end by themselves.
+        self._end(peers, self._stop_timeout if exit_code == START_ME_AGAIN else 0.0)
+        for each in (role, *peers):
+            each.process, each.finished, each.restart_at = None, False, now + delay
         return None
+
+    def _peers(self, role: _Role) -> list[_Role]:
+        group = role.spec.group
+        return [each for each in self._roles if group and each is not role and each.spec.group == group]
 
     def _explain_failure(self, now: float) -> None:
         """Shows the first death of the whole episode: later ones are often its consequences."""
@@ -201,9 +214,9 @@ class Supervisor:
 
     def _end_in_order(self) -> None:
         """Each working role finishes its step and saves, one by one in the given order; then the services end."""
-        for role in self._roles:
-            if not role.spec.service:
-                self._end([role], self._stop_timeout)
+        working = [role for role in self._roles if not role.spec.service]
+        for role in working:
+            self._end([role, *self._peers(role)], self._stop_timeout)
         self._end([role for role in self._roles if role.spec.service], SERVICE_GRACE)
 
     def _end(self, roles: list[_Role], timeout: float) -> None:
@@ -218,7 +231,7 @@ class Supervisor:
                 return
             self._pause()
         for name, process in running.items():
-            if self._signals < 2:
+            if self._signals < 2 and timeout:
                 self._say(f"{name} did not end within {timeout:.0f} s of SIGTERM and was killed")
             processes.kill_group(process)
 

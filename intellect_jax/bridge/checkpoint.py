@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 import xxhash
 
 from intellect_jax.files import sealed, unseal, write_text
-from intellect_jax.parallel.processes import everywhere, meet
+from intellect_jax.parallel.processes import everywhere, list_of_first, meet
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Checkpoints:
         whole but of another architecture.
         """
         damaged: list[int] = []
-        for candidate in self.steps()[::-1] if step is None else [step]:
+        for candidate in list_of_first(self.steps())[::-1] if step is None else [step]:
             if not self._is_whole(candidate):
                 damaged.append(candidate)
                 continue

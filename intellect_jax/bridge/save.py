@@ -62,18 +62,22 @@ def save_pretrained(
     meet("export: folder renamed")
 
 
-def policy_tensors(policy: Policy, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+def policy_tensors(policy: Policy, dtype: str, part: int = 0, parts: int = 1) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor under its Hugging Face name, as :func:`huggingface.to_hf` yields it, with the adapter merged.
 
-    Beside the policy itself, one layer of two of its arrays is in memory at a time.
+    Beside the policy itself, one layer of two of its arrays is in memory at a time. Of several processes, all of which
+    must go through to the end, each yields the tensors of every ``parts``-th layer of an array.
     """
-    if policy.adapter is None:
+    if policy.adapter is None and parts == 1:
         yield from to_hf(policy.params, policy.config, dtype)
         return
     fetch = Fetcher(policy.params, policy.adapter)
+    layers: dict[Any, int] = {}
     for tensor in plan.outputs(policy.config, dtype, None):
         (entry,) = tensor.parts
-        yield tensor.name, hf_tensor(entry, fetch(entry, tensor.dtype)(), tensor.dtype)
+        on_host = fetch(entry, tensor.dtype)
+        if layers.setdefault((entry.path, entry.index[:1]), len(layers)) % parts == part:
+            yield tensor.name, hf_tensor(entry, on_host(), tensor.dtype)
 
 
 def _write_weights(policy: Policy, source: Source | None, files: list[list[Output]], folder: Path) -> None:

@@ -23,8 +23,12 @@ PACKED = {
 }
 
 
-def sft_batches(config: ConfigDict, tokenizer: Any, *, seed: int, start_step: int = 0) -> Iterator[PackedBatch]:
+def sft_batches(
+    config: ConfigDict, tokenizer: Any, *, seed: int, start_step: int = 0, part: int = 0, parts: int = 1
+) -> Iterator[PackedBatch]:
     """Batches ``start_step + 1``, … without end, the same for the same ``seed`` however often it is resumed.
+
+    Of each only rows ``part``, ``part`` + ``parts``, … of every microbatch. All parts read and pack the same records.
 
     Every epoch of ``config.sft.data`` has its own order. A batch fills ``sft.microbatches`` times ``trainer.rows`` rows
     of the largest seq bucket, and has empty microbatches up to the next bucket; it ends at the first record that fits
@@ -40,7 +44,8 @@ def sft_batches(config: ConfigDict, tokenizer: Any, *, seed: int, start_step: in
     bucket = next(m for m in trainer.microbatch_buckets if m >= filled)
     shape = (bucket, trainer.rows, max(trainer.seq_buckets))
     packed = _pipeline(config.sft.data, tokenizer, seed, rows=filled * shape[1], seq=shape[2])
-    return (_to_batch(step, arrays, shape) for step, arrays in enumerate(packed, start=1) if step > start_step)
+    numbered = enumerate(packed, start=1)
+    return (_to_batch(step, arrays, shape, part, parts) for step, arrays in numbered if step > start_step)
 
 
 class _Branches(grain.experimental.FlatMapTransform):
@@ -71,10 +76,13 @@ def _pipeline(data: str, tokenizer: Any, seed: int, *, rows: int, seq: int) -> g
     return grain.experimental.ThreadPrefetchIterDataset(packed.batch(rows), prefetch_buffer_size=2)
 
 
-def _to_batch(step: int, packed: dict[str, np.ndarray], shape: tuple[int, int, int]) -> PackedBatch:
-    arrays = {name: np.full(shape, fill, dtype) for name, dtype, fill in STREAMS}
+def _to_batch(
+    step: int, packed: dict[str, np.ndarray], shape: tuple[int, int, int], part: int, parts: int
+) -> PackedBatch:
+    microbatches, rows_in_all, seq = shape
+    arrays = {name: np.full((microbatches, rows_in_all // parts, seq), fill, dtype) for name, dtype, fill in STREAMS}
     for name, source in PACKED.items():
-        rows = packed[source].reshape(-1, *shape[1:])
+        rows = packed[source].reshape(-1, rows_in_all, seq)[:, part::parts]
         arrays[name][: len(rows)] = rows
     arrays["ce_weight"][:] = arrays["segment_ids"] > 0
     return PackedBatch(step, arrays)

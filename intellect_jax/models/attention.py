@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from intellect_jax.kernels.attention import attend
@@ -38,7 +39,7 @@ class Attention(nnx.Module):
 
     def packed(self, x, cos, sin, segment_ids, positions, attention) -> tuple[Array, tuple[Array, Array]]:
         """Attention within the packed rows ``x`` by ``attention`` (see ops.py); also keys and values for a cache."""
-        q, k, v = self.qkv(x, cos, sin)
+        q, k, v = (checkpoint_name(y, "qkv") for y in self.qkv(x, cos, sin))
         return self.o(attention(q, k, v, segment_ids, positions)), (k, v)
 
     def cached(self, x, cos, sin, mask, cache_k, cache_v, layer, positions) -> tuple[Array, Array, Array]:

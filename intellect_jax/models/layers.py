@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 
@@ -65,4 +66,5 @@ class MLP(nnx.Module):
         self.down = Linear(rngs, (width, hidden), ("mlp", "embed"), scale)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        gate, up = (checkpoint_name(linear(x), "mlp") for linear in (self.gate, self.up))
+        return self.down(jax.nn.silu(gate) * up)

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora_shape import Lora, factor_paths, input_axes, is_b, stack_axes
 from intellect_jax.models.transformer import Params, abstract_params, param_axes
-from intellect_jax.trees import TreePath, nested
+from intellect_jax.trees import TreePath, nested, path_keys
 
 _STREAM = zlib.crc32(b"lora")  # apart from the stream of the base's fresh weights
 
@@ -73,7 +73,7 @@ def with_adapter(base: Params, adapter: Adapter) -> Params:
     """What ``transformer.forward`` takes as parameters: the base with A and alpha / rank · B beside its kernels."""
 
     def scaled(path: tuple[Any, ...], factor: Array) -> Array:
-        return factor * adapter.lora.scale if is_b(_keys(path)) else factor
+        return factor * adapter.lora.scale if is_b(path_keys(path)) else factor
 
     return _union(base, jax.tree_util.tree_map_with_path(scaled, adapter.factors))
 
@@ -88,9 +88,9 @@ def merged(kernel: Array, a: Array, b: Array, lora: Lora, batch_axes: int) -> Ar
 
 def _factors(cfg: ModelConfig, lora: Lora) -> Iterator[tuple[TreePath, Factor]]:
     """Path, shape and axes of every factor. Gate and up of the experts name the A that they share twice."""
-    axes = {_keys(path): names for path, names in _leaves(param_axes(cfg))}
+    axes = {path_keys(path): names for path, names in _leaves(param_axes(cfg))}
     for key_path, leaf in _leaves(abstract_params(cfg)):
-        path = _keys(key_path)
+        path = path_keys(key_path)
         if not lora.adapts(path):
             continue
         stack = stack_axes(path)

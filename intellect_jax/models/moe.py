@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from intellect_jax.kernels.grouped_matmul import LowRank
@@ -30,7 +31,7 @@ class Router(nnx.Module):
     ) -> tuple[Int[Array, "... k"], Float[Array, "... k"]]:
         """Expert ids and weights; where ``replay`` is not -1 its experts are taken, weighted by today's scores."""
         cfg = self.cfg
-        logits = x.astype(jnp.float32) @ self.kernel.get_value()
+        logits = checkpoint_name(x.astype(jnp.float32) @ self.kernel.get_value(), "mlp")
         scores = jax.nn.sigmoid(logits) if cfg.router == "sigmoid" else jax.nn.softmax(logits)
         bias = self.bias.get_value() if hasattr(self, "bias") else 0.0
         ids = self._select(jax.lax.stop_gradient(scores + bias))

@@ -44,8 +44,9 @@ def in_place(x: Array) -> Array:
 class Ops:
     """Hashable, so that a compiled program may depend on it.
 
-    ``attention(q, k, v, segment_ids, positions)``: see ``kernels.attention.packed_attention``.
-    ``experts(x, ids, weights, gate, up, down, low_rank)``: see :func:`local_experts`.
+    ``attention(q, k, v, segment_ids, positions)``: see ``kernels.attention.packed_attention``. What its backward pass
+    needs besides its inputs is tagged ``attention`` (see remat.py).
+    ``experts(x, ids, weights, gate, up, down, low_rank)``: see :func:`local_experts`. It tags matrix products ``mlp``.
     ``logprobs(hidden, kernel, targets, temperature, members)``: see ``kernels.logprobs.member_logprobs``.
     ``constrain(x, *axes)``: ``x`` with its dimensions laid out by their logical axes.
     ``shuffle``, ``unshuffle``: arrays [B, S, ...] from a row's order to that in which its parts are held, and back.

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from intellect_jax.kernels.attention import cache_mask
@@ -26,6 +27,7 @@ from intellect_jax.models.layers import MLP, Linear, RMSNorm, param, rms_norm
 from intellect_jax.models.layout import STACKS, Block, blocks
 from intellect_jax.models.moe import MoE
 from intellect_jax.models.ops import LOCAL, Ops
+from intellect_jax.models.remat import KEEP_ALL, Remat, rematerialised
 from intellect_jax.models.rope import rotation
 
 Params = dict[str, Any]
@@ -157,7 +159,7 @@ def forward(
     *,
     compute_dtype: jnp.dtype = jnp.float32,
     replay: Int[Array, "b s l k"] | None = None,
-    remat: bool = False,
+    remat: Remat = KEEP_ALL,
     keep_kv: bool = False,
     ops: Ops = LOCAL,
 ) -> Forward:
@@ -165,7 +167,7 @@ def forward(
     table = ops.constrain(params["embed"]["weight"].astype(compute_dtype), "vocab", None)
     x = ops.constrain(table[tokens], "rows", "sequence", None)
     layer = partial(_packed_layer, cfg, ops, keep_kv, *rotation(positions, cfg), segment_ids, positions)
-    run = jax.checkpoint(layer, prevent_cse=False, static_argnums=0) if remat else layer
+    run = rematerialised(layer, remat)
     per_layer = None if replay is None else jnp.moveaxis(replay, 2, 0)
     ids, kv = [], []
     for block in blocks(cfg):
@@ -190,9 +192,9 @@ def _packed_block(run, kinds, x, scanned):
 
 
 def _packed_layer(cfg, ops, keep_kv, cos, sin, segment_ids, positions, moe, params, x, replay):
-    layer = _layer(cfg, moe, params)
+    layer, x = _layer(cfg, moe, params), checkpoint_name(x, "layer")
     attended, kv = layer.attention.packed(layer.input_norm(x), cos, sin, segment_ids, positions, ops.attention)
-    x, ids = layer.feed_forward(x + attended, replay, ops.experts)
+    x, ids = layer.feed_forward(checkpoint_name(x + attended, "residual"), replay, ops.experts)
     return ops.constrain(x, "rows", "sequence", None), ids, kv if keep_kv else None
 
 

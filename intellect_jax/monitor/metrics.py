@@ -29,11 +29,11 @@ class Sink(Protocol):
 class Metrics:
     """One role's rows, to every sink."""
 
-    def __init__(self, run_dir: Path, role: str, *, tensorboard: bool = False):
-        """``tensorboard``: ``config.monitor.tensorboard``."""
+    def __init__(self, run_dir: Path, role: str, *, tensorboard: bool = False, speaks: bool = True):
+        """``tensorboard``: ``config.monitor.tensorboard``. Rows of one that does not speak go nowhere."""
         self._role = role
-        self._sinks: list[Sink] = [JsonLines(run_dir)]
-        if tensorboard:
+        self._sinks: list[Sink] = [JsonLines(run_dir)] if speaks else []
+        if tensorboard and speaks:
             self._sinks.append(TensorBoard(run_dir / "tensorboard" / role))
 
     def log(self, step: int | None, values: Mapping[str, Any]) -> None:

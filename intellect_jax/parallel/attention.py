@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from intellect_jax.kernels.attention.choice import attention, refuse_misfit
+from intellect_jax.kernels.attention.choice import attention, hops, refuse_misfit
 from intellect_jax.models.ops import in_place
 from intellect_jax.parallel.context import ring, ulysses, zigzag
 from intellect_jax.parallel.mesh import sharding
@@ -29,11 +30,12 @@ def make_attention(config: ConfigDict, mesh: Mesh) -> Callable[..., Array]:
         return whole_rows
     local = whole_rows
     if mesh.shape["context"] > 1:
-        ways: dict[str, Callable[..., Array]] = {
-            "ring": ring.attention,
+        hop = hops(config.trainer.attention, device, jnp.dtype(config.model.compute_dtype))
+        strategies: dict[str, Callable[..., Array]] = {
+            "ring": partial(ring.attention, hop),
             "ulysses": partial(ulysses.attention, whole_rows),
         }
-        local = partial(ways[config.parallel.context_strategy], axis="context")
+        local = partial(strategies[config.parallel.context_strategy], axis="context")
     heads, kv_heads = (sharding(mesh, "rows", "sequence", name, None).spec for name in ("heads", "kv_heads"))
     tokens = sharding(mesh, "rows", "sequence").spec
     specs = (heads, kv_heads, kv_heads, tokens, tokens)

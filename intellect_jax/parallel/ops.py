@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from intellect_jax.models.ops import Ops
 from intellect_jax.parallel.attention import make_attention, make_shuffles
 from intellect_jax.parallel.experts import make_experts
+from intellect_jax.parallel.logprobs import make_logprobs
 from intellect_jax.parallel.mesh import sharding
 
 
@@ -24,6 +25,7 @@ def make_ops(config: ConfigDict, mesh: Mesh) -> Ops:
     return Ops(
         attention=attention,
         experts=make_experts(mesh, config.parallel),
+        logprobs=make_logprobs(mesh),
         constrain=partial(_constrain, mesh),
         shuffle=shuffle,
         unshuffle=unshuffle,

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from intellect_jax.types import PackedBatch
 
 
-def token_counts(batch: PackedBatch) -> dict[str, float]:
-    """Counts over the batch's tokens; staleness is that of trained tokens that the policy wrote."""
+def count_tokens(batch: PackedBatch) -> np.ndarray:
+    """Counts over the tokens of a batch, or of a part of it, int [2 + most staleness + 1].
+
+    All tokens, member tokens of the loss, and of those that the policy wrote how many are of staleness 0, 1, …
+    """
     mask, staleness = batch.arrays["loss_mask"], batch.arrays["staleness"]
-    lags = staleness[mask & (staleness >= 0)]
+    lags = np.bincount(staleness[mask & (staleness >= 0)])
+    return np.array([(batch.arrays["segment_ids"] > 0).sum(), mask.sum(), *lags])
+
+
+def token_metrics(counts: np.ndarray) -> dict[str, float]:
+    """What :func:`count_tokens` of a whole batch says."""
+    total, trained, *lags = map(int, counts)
+    written = sum(lags)
+    fresh = lags[0] if lags else 0
     return {
-        "tokens/total": int((batch.arrays["segment_ids"] > 0).sum()),
-        "tokens/trained": int(mask.sum()),
-        "tokens/stale": int((lags > 0).sum()),
-        "staleness/mean": float(lags.mean()) if lags.size else 0.0,
-        "staleness/max": int(lags.max(initial=0)),
-        **{f"staleness/hist_{lag}": int(count) for lag, count in enumerate(np.bincount(lags)) if count},
-        "mismatch/fresh_count": int((lags == 0).sum()),
+        "tokens/total": total,
+        "tokens/trained": trained,
+        "tokens/stale": written - fresh,
+        "staleness/mean": sum(lag * count for lag, count in enumerate(lags)) / max(written, 1),
+        "staleness/max": max((lag for lag, count in enumerate(lags) if count), default=0),
+        **{f"staleness/hist_{lag}": count for lag, count in enumerate(lags) if count},
+        "mismatch/fresh_count": fresh,
     }
 
 
-def rl_metrics(batch: PackedBatch, sums: dict[str, float]) -> dict[str, float]:
-    """Metrics of one RL step; rewards and rollout counts come from the orchestrator with the batch."""
-    trained = max(int(batch.arrays["loss_mask"].sum()), 1)
+def rl_metrics(counts: np.ndarray, sums: dict[str, float], info: dict[str, Any]) -> dict[str, float]:
+    """Metrics of one RL step; rewards and rollout counts come from the orchestrator in the batch's ``info``."""
+    trained = max(int(counts[1]), 1)
     return {
-        **token_counts(batch),
+        **token_metrics(counts),
         "loss/total": sums["rl"] + sums["ce"] + sums["ref_kl"],
         "loss/rl": sums["rl"],
         "grad/norm": sums["grad_norm"],
@@ -36,15 +49,15 @@ def rl_metrics(batch: PackedBatch, sums: dict[str, float]) -> dict[str, float]:
         "mismatch/fresh_kl_sum": sums["fresh_kl_sum"],
         "mismatch/fresh_max": sums["fresh_max"],
         **router_metrics(sums),
-        **batch.info.get("metrics", {}),
+        **info.get("metrics", {}),
     }
 
 
-def sft_metrics(batch: PackedBatch, sums: dict[str, float]) -> dict[str, float]:
+def sft_metrics(counts: np.ndarray, sums: dict[str, float]) -> dict[str, float]:
     """Metrics of one supervised step."""
     return {
-        "tokens/total": int((batch.arrays["segment_ids"] > 0).sum()),
-        "tokens/trained": int(batch.arrays["loss_mask"].sum()),
+        "tokens/total": int(counts[0]),
+        "tokens/trained": int(counts[1]),
         "loss/ce": sums["ce"],
         "grad/norm": sums["grad_norm"],
         **router_metrics(sums),

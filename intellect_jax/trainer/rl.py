@@ -6,27 +6,33 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.bridge.save import policy_tensors
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
+from intellect_jax.parallel.processes import anywhere, gathered, is_first, meet
 from intellect_jax.trainer.optimizer import rl_rates
 from intellect_jax.trainer.report import rl_metrics
 from intellect_jax.trainer.setup import Trainer
 from intellect_jax.trainer.step import TrainState
-from intellect_jax.transport.batches import BatchClient
+from intellect_jax.transport.batches import CUT, BatchClient
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import PackedBatch, Version
 
 log = logging.getLogger(__name__)
 
+ROUND = 1.0  # seconds
+
 
 class RLLoop:
-    """Owns the state between steps.
+    """Owns the state between steps. Every process of the trainer runs it; the first one speaks for all.
 
     Invariants: batch n is trained exactly once in a lineage; version n is on disk before batch n+1 is asked for; a
     checkpoint of step n holds the orchestrator's ledger as of the cut of batch n.
@@ -37,13 +43,19 @@ class RLLoop:
         self.trainer, self.state, self.version, self.ledger = trainer, state, version, ledger
         self.rates = rl_rates(config.trainer.optimizer, config.trainer.max_steps)
         self.store = WeightStore(run_dir / "weights", config.weights.keep)
-        self.metrics = Metrics(run_dir, "trainer", tensorboard=config.monitor.tensorboard)
-        self.client = BatchClient(config.orchestrator.address, timeout=config.trainer.batch_timeout)
+        self.metrics = Metrics(run_dir, "trainer", tensorboard=config.monitor.tensorboard, speaks=is_first())
+        share = trainer.share
+        self.client = BatchClient(
+            config.orchestrator.address, timeout=config.trainer.batch_timeout, part=share.part, parts=share.parts
+        )
 
     def run(self, checkpoints: Checkpoints, compilations: CompilationCounter, stopping: Callable[[], bool]) -> None:
         """Steps until ``trainer.max_steps``, or until ``stopping()`` says so; ends with a checkpoint."""
         config = self.trainer.config
-        self.client.hello(self.version, str(self.publish()), self.ledger)
+        manifest = self.publish()
+        if is_first():
+            self.client.hello(self.version, str(manifest), self.ledger)
+        anywhere(False)  # asked here first of all, so that its program is compiled
         compilations.warm()
         saved = self.version.number  # a run that starts here has it on disk, or starts from nothing
         while self.version.number < config.trainer.max_steps and self.one_step(compilations, stopping):
@@ -60,7 +72,7 @@ class RLLoop:
         step = self.version.number + 1
         start = time.time()
         watchdog.progress(f"waiting for batch {step}", waits_for="orchestrator")
-        batch = self.client.next(step, stopping, self.mend)
+        batch = self.next_batch(step, stopping)
         if batch is None:
             return False
         ready = time.time()
@@ -75,23 +87,54 @@ class RLLoop:
         self.version = Version(self.version.lineage, step)
         self.ledger = batch.info["ledger"]
         manifest = self.publish()
-        self.client.published(self.version, str(manifest), self.ledger)
+        if is_first():
+            self.client.published(self.version, str(manifest), self.ledger)
         self._log(batch, sums, start, ready, stepped, rate, compilations.after_warmup)
         return True
 
-    def publish(self, *, replace_damaged: bool = False) -> Path:
-        """Writes the current version to the weight store; returns its manifest."""
-        watchdog.progress(f"publishing version {self.version}")
-        tensors = policy_tensors(self.trainer.policy(self.state), self.trainer.config.weights.dtype)
-        return self.store.publish(self.version, tensors, replace_damaged=replace_damaged)
+    def next_batch(self, step: int, stopping: Callable[[], bool]) -> PackedBatch | None:
+        """This process's part of the batch of ``step`` once every process has its own; None when any is told to stop.
 
-    def mend(self, damaged: Version) -> None:
-        """Publishes the current version again if that is the one that nobody can read."""
-        if damaged != self.version:
-            return
-        log.warning("version %s cannot be read: it is published again", damaged)
+        While there is none, processes tell each other every ROUND seconds how they stand.
+        """
+        batch: PackedBatch | None = None
+        damaged: list[Version] = []
+        while True:
+            until = time.monotonic() + ROUND
+            if batch is None:
+                waited = partial(self._interrupted, stopping, until)
+                batch = self.client.next(step, waited, damaged.append)
+            mend = is_first() and self.version in damaged and not self.store.is_whole(self.version)
+            cut = 0 if batch is None else batch.info[CUT]
+            stops, mends, cuts = gathered([stopping(), mend, cut]).T
+            if stops.any():
+                return None
+            if mends[0]:
+                self.mend()
+            elif cuts.all() and len(set(cuts)) == 1:
+                return batch
+            elif cuts.all():  # one was faster than the hello, or the orchestrator was restarted in between
+                batch = None
+            damaged.clear()
+
+    @staticmethod
+    def _interrupted(stopping: Callable[[], bool], until: float) -> bool:
+        return stopping() or time.monotonic() > until
+
+    def publish(self, *, replace_damaged: bool = False) -> Path:
+        """Writes the current version to the weight store, each process its part of it; returns its manifest."""
+        watchdog.progress(f"publishing version {self.version}")
+        part, parts = jax.process_index(), jax.process_count()
+        tensors = policy_tensors(self.trainer.policy(self.state), self.trainer.config.weights.dtype, part, parts)
+        return self.store.publish(
+            self.version, tensors, replace_damaged=replace_damaged, part=part, parts=parts, meet=meet
+        )
+
+    def mend(self) -> None:
+        """Publishes the current version again, which nobody can read."""
+        log.warning("version %s cannot be read: it is published again", self.version)
         self.publish(replace_damaged=True)
-        watchdog.progress(f"waiting for batch {damaged.number + 1}", waits_for="orchestrator")
+        watchdog.progress(f"waiting for batch {self.version.number + 1}", waits_for="orchestrator")
 
     def save(self, checkpoints: Checkpoints) -> None:
         watchdog.progress(f"saving the checkpoint of step {self.version.number}")
@@ -109,4 +152,4 @@ class RLLoop:
             "compile/after_warmup": recompiled,
             "version/lineage": self.version.lineage,
         }
-        self.metrics.log(batch.step, {**rl_metrics(batch, sums), **times})
+        self.metrics.log(batch.step, {**rl_metrics(self.trainer.counts(batch), sums, batch.info), **times})

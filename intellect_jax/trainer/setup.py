@@ -28,9 +28,13 @@ from intellect_jax.models.lora_shape import Lora, refuse_absent
 from intellect_jax.models.transformer import Params, abstract_params, init_params, param_axes
 from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.axes import refuse_uneven
+from intellect_jax.parallel.memory import refuse_missing_memory
 from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
 from intellect_jax.parallel.ops import make_ops
-from intellect_jax.trainer.optimizer import make_optimizer
+from intellect_jax.parallel.parts import Share, own_share, place, replicate
+from intellect_jax.parallel.processes import summed
+from intellect_jax.trainer.optimizer import Optimizer, is_moment, make_optimizer
+from intellect_jax.trainer.report import count_tokens
 from intellect_jax.trainer.step import StepOptions, TrainState, make_train_step
 from intellect_jax.types import STREAMS, PackedBatch
 
@@ -44,46 +48,58 @@ class Trainer:
     config: ConfigDict
     cfg: ModelConfig
     mesh: Mesh
-    optimizer: Any
+    optimizer: Optimizer
     programs: dict[tuple[int, ...], Any]  # compiled step by batch shape [M, R, S]
     abstract_state: TrainState
+    share: Share  # of every batch: what this process loads
     base: Params | None = None  # of a LoRA run: the frozen parameters
 
     def init_state(self) -> TrainState:
         """The state before any step: fresh weights, those of ``model.path``, or fresh adapters; zero moments."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         lora = Lora.from_config(self.config.lora)
         if lora:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.params)
             init = partial(init_adapter, self.cfg, lora, self.config.seed)
-            params = jax.jit(init, out_shardings=shardings.params)()
+            params = jax.jit(init, out_shardings=shardings)()
         else:
             params = initial_params(self.config, self.cfg, self.mesh)
-        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params))
+        return self.fresh_state(params)
+
+    def fresh_state(self, params: Params) -> TrainState:
+        """Of these parameters, with moments of zero."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.opt_state)
+        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=where)(params))
 
     def step(self, state: TrainState, batch: PackedBatch, learning_rate: float) -> tuple[TrainState, dict[str, float]]:
-        """One optimizer step; returns when it is done on the device.
+        """One optimizer step; returns when it is done on the device. ``batch``: this process's part of it.
 
         Raises:
             ValueError: a batch of a shape that was not compiled.
         """
-        if batch.shape not in self.programs:
-            raise ValueError(f"batch {batch.step} has shape {batch.shape}, compiled are {list(self.programs)}")
-        arrays = self._to_device(batch)
-        rate = jax.device_put(np.float32(learning_rate), NamedSharding(self.mesh, PartitionSpec()))
+        microbatches, rows, seq = batch.shape
+        shape = (microbatches, rows * self.share.parts, seq)
+        if shape not in self.programs:
+            raise ValueError(f"batch {batch.step} has shape {shape}, compiled are {list(self.programs)}")
+        arrays = self._to_device(batch, shape)
+        rate = replicate(np.float32(learning_rate), NamedSharding(self.mesh, PartitionSpec()))
         with jax.transfer_guard("disallow"):
-            state, metrics = self.programs[batch.shape](state, arrays, rate, self.base)
+            state, metrics = self.programs[shape](state, arrays, rate, self.base)
         return state, {name: float(value) for name, value in jax.device_get(metrics).items()}
 
     def policy(self, state: TrainState) -> Policy:
         """What a state stands for, to publish and to export."""
         return make_policy(self.config, self.cfg, state.params, self.base)
 
-    def _to_device(self, batch: PackedBatch) -> dict[str, jax.Array]:
-        wanted = batch_specs(self.config, self.cfg, self.mesh, batch.shape)
+    def counts(self, batch: PackedBatch) -> np.ndarray:
+        """:func:`report.count_tokens` of the whole batch, of which every process has a part."""
+        return summed(count_tokens(batch), self.share.counts)
+
+    def _to_device(self, batch: PackedBatch, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        wanted = batch_specs(self.config, self.cfg, self.mesh, shape)
         arrays = dict(batch.arrays)
         if "routed_experts" in wanted and "routed_experts" not in arrays:  # supervised batches: no replay
-            arrays["routed_experts"] = np.full(wanted["routed_experts"].shape, -1, np.int16)
-        return jax.device_put({n: arrays[n] for n in wanted}, {n: spec.sharding for n, spec in wanted.items()})
+            arrays["routed_experts"] = np.full((*batch.shape, *wanted["routed_experts"].shape[3:]), -1, np.int16)
+        return {name: place(arrays[name], spec.sharding, self.share) for name, spec in wanted.items()}
 
 
 def model_config(config: ConfigDict, run_dir: Path) -> ModelConfig:
@@ -148,20 +164,16 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     cfg = model_config(config, run_dir)
     mesh = make_mesh(config.parallel)
     refuse_uneven(dict(mesh.shape), config, cfg)
+    refuse_missing_memory(config, jax.local_devices()[0])
     lora = Lora.from_config(config.lora)
     refuse_absent(lora, cfg)
-    optimizer = make_optimizer(config.trainer.optimizer)
-    state = abstract_state(cfg, mesh, optimizer, lora)
+    optimizer, state = optimizer_and_state(config, cfg, mesh)
     base = initial_params(config, cfg, mesh, frozen=True) if lora else None
-    trainer = Trainer(config, cfg, mesh, optimizer, {}, state, base)
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    step = jax.jit(
-        make_train_step(cfg, StepOptions.from_config(config, make_ops(config, mesh)), optimizer),
-        donate_argnums=0,
-        out_shardings=(state_shardings, replicated),
-    )
-    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    shape = (1, config.trainer.rows, max(config.trainer.seq_buckets))
+    share = own_share(batch_specs(config, cfg, mesh, shape)["tokens"].sharding, shape, jax.process_index())
+    trainer = Trainer(config, cfg, mesh, optimizer, {}, state, share, base)
+    step = jit_step(config, cfg, mesh, optimizer, state)
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     for seq in config.trainer.seq_buckets:
         for microbatches in config.trainer.microbatch_buckets:
             shape, start = (microbatches, config.trainer.rows, seq), time.monotonic()
@@ -171,15 +183,34 @@ def create(config: ConfigDict, run_dir: Path) -> Trainer:
     return trainer
 
 
-def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Any, lora: Lora | None = None) -> TrainState:
-    """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie."""
+def optimizer_and_state(config: ConfigDict, cfg: ModelConfig, mesh: Mesh) -> tuple[Optimizer, TrainState]:
+    """The optimizer, and what it updates: abstract, see :func:`abstract_state`."""
+    lora = Lora.from_config(config.lora)
+    optimizer = make_optimizer(config.trainer.optimizer, abstract_trained(cfg, lora, mesh))
+    return optimizer, abstract_state(cfg, mesh, optimizer, lora)
+
+
+def jit_step(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, optimizer: Optimizer, state: TrainState) -> Any:
+    """The step of ``make_train_step`` for one mesh, its state donated; ``state`` may be abstract, as may the mesh's
+    devices: ``launch plan`` compiles the same step for hardware that is not there."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    options = StepOptions.from_config(config, make_ops(config, mesh))
+    step = make_train_step(cfg, options, optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
+
+
+def abstract_state(cfg: ModelConfig, mesh: Mesh, optimizer: Optimizer, lora: Lora | None = None) -> TrainState:
+    """The state as sharded jax.ShapeDtypeStructs; moments lie where their parameters lie, or in their hosts' memory."""
     params = abstract_trained(cfg, lora, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_path = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         match = next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), None)
-        return _with_sharding(leaf, replicated if match is None else match.sharding)
+        where = replicated if match is None else match.sharding
+        if optimizer.memory_kind and is_moment(leaf):
+            where = where.with_memory_kind(optimizer.memory_kind)
+        return _with_sharding(leaf, where)
 
     return TrainState(params, jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params)))
 

@@ -22,8 +22,10 @@ from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora import Adapter, with_adapter
 from intellect_jax.models.lora_shape import Lora
 from intellect_jax.models.ops import LOCAL, Ops
+from intellect_jax.models.remat import Remat
 from intellect_jax.models.transformer import Params, forward, head_kernel
 from intellect_jax.trainer.balance import balance_metrics, balanced, expert_loads
+from intellect_jax.trainer.optimizer import Optimizer
 
 COMPONENTS = ("rl", "ce", "ref_kl")
 Batch = dict[str, Array]
@@ -39,7 +41,7 @@ class StepOptions(NamedTuple):
 
     losses: tuple[tuple[str, ConfigDict], ...]  # (name, hyper-parameters), indexed by loss_id
     compute_dtype: jnp.dtype
-    remat: bool
+    remat: Remat
     lora: Lora | None = None
     ops: Ops = LOCAL
     router_bias_rate: float = 0.0
@@ -49,7 +51,8 @@ class StepOptions(NamedTuple):
         losses = ((config.algorithm.loss, config.algorithm[config.algorithm.loss]),)
         lora = Lora.from_config(config.lora)
         dtype, trainer = jnp.dtype(config.model.compute_dtype), config.trainer
-        return cls(losses, dtype, trainer.remat, lora, ops, trainer.router_bias_rate)
+        remat = Remat(trainer.remat, trainer.offload_activations)
+        return cls(losses, dtype, remat, lora, ops, trainer.router_bias_rate)
 
 
 def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: StepOptions) -> tuple[Array, Array, Array]:
@@ -148,9 +151,7 @@ def accumulate(
     return jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), sums), batch)[0]
 
 
-def make_train_step(
-    cfg: ModelConfig, options: StepOptions, optimizer: optax.GradientTransformation
-) -> Callable[..., Any]:
+def make_train_step(cfg: ModelConfig, options: StepOptions, optimizer: Optimizer) -> Callable[..., Any]:
     """``step(state, batch, learning_rate, base) -> (state, metrics)``; jit it with the state donated.
 
     ``base``: the frozen parameters of a LoRA run, else None.

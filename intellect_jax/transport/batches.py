@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 SIGN_OF_LIFE_S = 2.0
 POLL_MS = 200
 ASK_AGAIN_S = 5.0
+CUT = "cut"  # in a batch's info: a number above 0 by which parts of the same batch know each other
 
 
 def _frame(kind: str, **fields: Any) -> bytes:
@@ -92,6 +94,7 @@ class BatchServer:
             return
         if self.full():
             raise asyncio.QueueFull(f"{self.queued} batches are waiting for the trainer")
+        batch.info[CUT] = secrets.randbelow(2**31 - 1) + 1
         self._batches[batch.step] = batch
         await self._answer()
 
@@ -165,12 +168,14 @@ class BatchServer:
 
 
 class BatchClient:
-    """The trainer's side; blocking, one per trainer process. Process 0 also reports what it published."""
+    """The trainer's side; blocking, one per trainer process. Only process 0 says hello and what it published."""
 
     def __init__(self, address: str, *, timeout: float, part: int = 0, parts: int = 1):
         self.timeout = timeout
         self.part, self.parts = part, parts
         self._hello: dict[str, Any] = {}  # as it would introduce itself to an orchestrator that starts now
+        self._step = -1  # whose batch it waits for
+        self._asked = self._heard = 0.0  # monotonic seconds
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 2000)
         self._socket.connect(address)
@@ -206,40 +211,46 @@ class BatchClient:
         stopping: Callable[[], bool] = lambda: False,
         on_damaged: Callable[[Version], None] = lambda version: None,
     ) -> PackedBatch | None:
-        """The batch of ``step``; blocks until it is cut, or until ``stopping()``: then None.
+        """This process's part of the batch of ``step``; blocks until it is cut, or until ``stopping()``: then None.
 
-        ``on_damaged`` is called with a version that no sampler can read.
+        Whoever calls again for the same step goes on waiting. ``on_damaged`` is called with a version that no sampler
+        can read.
 
         Raises:
             TimeoutError: no sign of life from the orchestrator for ``timeout`` seconds.
         """
-        request = {"type": "next", "step": step, "part": self.part, "parts": self.parts}
-        self._send(request)
-        heard = asked = time.monotonic()
+        if step != self._step:
+            self._step = step
+            self._heard = time.monotonic()
+            self._ask()
         while not stopping():
             now = time.monotonic()
             if not self._socket.poll(POLL_MS):
-                if now - heard > self.timeout:
+                if now - self._heard > self.timeout:
                     raise TimeoutError(
                         f"no sign of life from the orchestrator for {self.timeout:g} s while waiting for batch {step}"
                     )
-                if now - max(asked, heard) > ASK_AGAIN_S:
-                    self._send(request)
-                    asked = now
+                if now - max(self._asked, self._heard) > ASK_AGAIN_S:
+                    self._ask()
                 continue
-            heard = now
+            self._heard = now
             frames = self._socket.recv_multipart()
             head = json.loads(frames[0])
-            if head["type"] == "who":
+            if head["type"] == "who" and self._hello:
                 self._send(self._hello)
-                self._send(request)
+                self._ask()
             elif head["type"] == "damaged":
                 on_damaged(Version.parse(head["version"]))
             elif len(frames) == 2:
                 batch = decode(frames)
                 if batch.step == step:  # a batch of an abandoned request is not ours
+                    self._step = -1
                     return batch
         return None
+
+    def _ask(self) -> None:
+        self._send({"type": "next", "step": self._step, "part": self.part, "parts": self.parts})
+        self._asked = time.monotonic()
 
     def close(self) -> None:
         self._socket.close()

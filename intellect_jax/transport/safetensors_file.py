@@ -59,7 +59,8 @@ def split_shards(tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int) -> I
             shard, size = {}, 0
         shard[name] = np.ascontiguousarray(tensor)
         size += tensor.nbytes
-    yield shard
+    if shard:
+        yield shard
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Stored]:

@@ -9,23 +9,25 @@ sealed, and names the hash of each piece and of each file's header.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from intellect_jax.files import sealed, unseal
+from intellect_jax.files import sealed, unseal, write_json
 from intellect_jax.transport import safetensors_file
 from intellect_jax.types import FileEntry, Manifest, Piece, TensorEntry, Version
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+PART = "part-{}.json"  # what one of several publishers wrote
 MAX_FILE_BYTES = 4 << 30  # what a publisher holds in memory at once
 _FOLDER = re.compile(r"v(\d+)-(\d+)")
 
@@ -45,31 +47,48 @@ class WeightStore:
         self.keep = keep
 
     def publish(
-        self, version: Version, tensors: Iterable[tuple[str, np.ndarray]], *, replace_damaged: bool = False
+        self,
+        version: Version,
+        tensors: Iterable[tuple[str, np.ndarray]],
+        *,
+        replace_damaged: bool = False,
+        part: int = 0,
+        parts: int = 1,
+        meet: Callable[[str], None] = lambda what: None,
     ) -> Path:
         """Writes a full version and prunes old ones; returns the manifest's path.
 
         ``tensors`` yields (Hugging Face name, array of a dtype of ``safetensors_file.DTYPES``). Raises WeightError
         when the version is there already: a version is made once. ``replace_damaged`` makes it again from the same
-        tensors if it is damaged.
+        tensors.
+
+        Of several processes that publish a version together, each gives other tensors, and ``meet`` returns when all
+        have called it. The first one commits the manifest, last of all.
         """
         final = self._path(version)
-        if final.exists():
-            if not replace_damaged:
-                raise WeightError(f"version {version} is published already: {final}")
-            if self.is_whole(version):
-                return final / MANIFEST
-        self.folder.mkdir(parents=True, exist_ok=True)
         work = self.folder / f".{final.name}.tmp"
-        shutil.rmtree(work, ignore_errors=True)  # of a publisher that died
-        work.mkdir()
-        manifest = _write_files(work, version, tensors)
+        if part == 0:
+            if final.exists() and not replace_damaged:
+                raise WeightError(f"version {version} is published already: {final}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(work, ignore_errors=True)  # of a publisher that died
+            work.mkdir()
+        meet("weights: folder made")
+        manifest = _write_files(work, version, tensors, part, parts)
+        if part:
+            write_json(work / PART.format(part), manifest.to_json())
+        meet("weights: files written")
+        if part == 0:
+            self._commit(work, final, _joined(work, manifest, parts))
+        meet("weights: committed")
+        return final / MANIFEST
+
+    def _commit(self, work: Path, final: Path, manifest: Manifest) -> None:
         (work / MANIFEST).write_text(sealed(manifest.to_json()))
         if final.exists():
             _set_aside(final)
         os.rename(work, final)
         self._prune()
-        return final / MANIFEST
 
     def versions(self) -> list[Version]:
         """Every published version, oldest first; a later lineage is newer."""
@@ -134,20 +153,40 @@ def read_tensors(manifest_path: Path | str, manifest: Manifest) -> dict[str, np.
     return {name: _assemble(name, entry, files) for name, entry in manifest.tensors.items()}
 
 
-def _write_files(folder: Path, version: Version, tensors: Iterable[tuple[str, np.ndarray]]) -> Manifest:
+def _write_files(
+    folder: Path, version: Version, tensors: Iterable[tuple[str, np.ndarray]], part: int, parts: int
+) -> Manifest:
+    """Writes every ``parts``-th file, from number ``part`` on; returns what they hold."""
     entries: dict[str, TensorEntry] = {}
     files: dict[str, FileEntry] = {}
     for i, shard in enumerate(safetensors_file.split_shards(tensors, MAX_FILE_BYTES)):
-        file = f"weights-{i:05d}.safetensors"
+        file = f"weights-{i * parts + part:05d}.safetensors"
         layout = safetensors_file.write(folder / file, shard)
         files[file] = _file_entry(folder / file, layout)
         for name, stored in layout.items():
-            if name in entries:
-                raise WeightError(f"tensor {name} is published twice")
+            _refuse_twice(name, entries)
             whole = [[0, size] for size in stored.shape]
             piece = Piece(whole, file, stored.start, stored.stop, _hash(shard[name]))
             entries[name] = TensorEntry(stored.dtype, list(stored.shape), [piece])
     return Manifest(version, "full", files, entries)
+
+
+def _joined(work: Path, manifest: Manifest, parts: int) -> Manifest:
+    """The manifest of all parts, of which every process but the first one left its own in the folder."""
+    for part in range(1, parts):
+        path = work / PART.format(part)
+        other = Manifest.from_json(json.loads(path.read_text()))
+        path.unlink()
+        manifest.files.update(other.files)
+        for name, entry in other.tensors.items():
+            _refuse_twice(name, manifest.tensors)
+            manifest.tensors[name] = entry
+    return manifest
+
+
+def _refuse_twice(name: str, entries: dict[str, TensorEntry]) -> None:
+    if name in entries:
+        raise WeightError(f"tensor {name} is published twice")
 
 
 def _file_entry(path: Path, layout: dict[str, safetensors_file.Stored]) -> FileEntry:

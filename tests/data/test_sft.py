@@ -169,3 +169,15 @@ def test_a_record_whose_template_rewrites_history_is_several_samples(tmp_path):
     assert set(found) == {kept, fresh} and abs(found[kept] - found[fresh]) <= 1
     resumed = next(sft_batches(config, qwen3, seed=0, start_step=1))
     np.testing.assert_array_equal(resumed.arrays["tokens"], second.arrays["tokens"])
+
+
+def test_parts_are_rows_of_the_whole(config, tokenizer):
+    for whole, *parts in zip(
+        take(sft_batches(config, tokenizer, seed=1), 3),
+        *(take(sft_batches(config, tokenizer, seed=1, part=part, parts=3), 3) for part in range(3)),
+        strict=True,
+    ):
+        for part, received in enumerate(parts):
+            assert received.shape == (2, 1, 32)
+            for name, array in whole.arrays.items():
+                np.testing.assert_array_equal(received.arrays[name], array[:, part::3])

@@ -9,6 +9,7 @@ import sys
 import tomllib
 
 import pytest
+import yaml
 
 from launch.__main__ import main
 from tests.docs.pages import ROOT, Block, blocks, commands
@@ -84,6 +85,23 @@ def source(words: list[str]) -> None:
     assert script == "bin/activate" and f"$(call create,{folder})" in (ROOT / "Makefile").read_text(), words
 
 
+def sbatch(words: list[str]) -> None:
+    run(["bash", "-n", str(ROOT / words[-1])])
+
+
+def kubectl(words: list[str]) -> None:
+    """Each container's command is one of ours, with a configuration that is right."""
+    documents = list(yaml.safe_load_all((ROOT / words[-1]).read_text()))
+    pods = [job["template"]["spec"]["template"]["spec"] for job in documents[-1]["spec"]["replicatedJobs"]]
+    containers = [c for pod in pods for c in (*pod["containers"], *pod.get("initContainers", []))]
+    assert sorted(c["name"] for c in containers) == ["env", "orchestrator", "sampler", "trainer"]
+    for container in containers:
+        assert container["command"] == ["python", "-m", "launch"] and container["args"][0] == container["name"]
+        here = [re.sub(r"run-\w+-0-\d\.run", "127.0.0.1", argument) for argument in container["args"]]
+        flags = [argument for argument in here if "run.root" not in argument and "--config=" not in argument]
+        assert main([*flags, "--config=configs/debug_cpu.py", "--config.run.name=cluster", "--dry_run"]) == 0, flags
+
+
 def run(argv: list[str], folder=None) -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
@@ -97,6 +115,8 @@ RUNNERS = {
     "pip": pip,
     "tensorboard": program_of_an_extra,
     "source": source,
+    "sbatch": sbatch,
+    "kubectl": kubectl,
     "ls": run,
     "tail": run,
 }

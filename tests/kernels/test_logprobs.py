@@ -1,51 +1,129 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from intellect_jax.kernels.logprobs import member_logprobs, token_logprobs
+from tests.policies import quick_jit, relative_error
 
-WIDTH, VOCABULARY = 8, 11
-
-
-def inputs(rows, length, share, seed=0):
-    """hidden, kernel, targets, temperature, members."""
-    rng = np.random.default_rng(seed)
-    hidden, kernel = rng.normal(size=(rows, length, WIDTH)), rng.normal(size=(WIDTH, VOCABULARY))
-    targets, temperature = rng.integers(0, VOCABULARY, (rows, length)), rng.uniform(0.5, 2, (rows, length))
-    members = rng.random((rows, length)) < share
-    return tuple(map(jnp.asarray, (hidden.astype("f"), kernel.astype("f"), targets, temperature.astype("f"), members)))
+WIDTH = 8
 
 
-@pytest.mark.parametrize("length", [1, 31, 32, 70])
-@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_members_get_what_the_plain_reference_says_gradients_included(length, share):
-    hidden, kernel, targets, temperature, members = inputs(3, length, share)
-    weights = jnp.cos(jnp.arange(3 * length, dtype=jnp.float32)).reshape(3, length)
+def inputs(rows, length, vocabulary, share, dtype=jnp.float32, scale=1.0):
+    """hidden, a float32 kernel, targets, temperature, members."""
+    rng = np.random.default_rng(rows * length + vocabulary)
+    hidden = jnp.asarray(rng.normal(0, scale, (rows, length, WIDTH)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(WIDTH, vocabulary)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, vocabulary, (rows, length)))
+    temperature = jnp.asarray(rng.uniform(0.5, 2, (rows, length)), jnp.float32)
+    return hidden, kernel, targets, temperature, jnp.asarray(rng.random((rows, length)) < share)
 
-    def loss(function, hidden, kernel):
-        logprobs, entropy = function(hidden, kernel)
+
+def plain(hidden, kernel, targets, temperature, members):
+    logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return tuple(jnp.where(members, x, 0) for x in token_logprobs(logits, targets, temperature))
+
+
+def outputs_and_gradients(function):
+    """Compiled: logprobs, entropy, and gradients of a loss of both to hidden states and kernel."""
+
+    def loss(hidden, kernel, *others):
+        logprobs, entropy = function(hidden, kernel, *others)
+        weights = jnp.cos(jnp.arange(logprobs.size, dtype=jnp.float32)).reshape(logprobs.shape)
         return jnp.sum(weights * (logprobs + 0.3 * entropy)), (logprobs, entropy)
 
-    def ours(hidden, kernel):
-        return member_logprobs(hidden, kernel, targets, temperature, members)
-
-    def plain(hidden, kernel):
-        return tuple(jnp.where(members, x, 0) for x in token_logprobs(hidden @ kernel, targets, temperature))
-
-    got, expected = (jax.grad(loss, (1, 2), has_aux=True)(f, hidden, kernel) for f in (ours, plain))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    return quick_jit(jax.grad(loss, (0, 1), has_aux=True))
 
 
-def test_whole_rows_of_logits_never_exist():
-    """The temporaries of forward and backward pass are far below one array of all logits."""
-    rows, length, vocabulary = 2, 1024, 5000
-    hidden, kernel = jnp.ones((rows, length, WIDTH)), jnp.ones((WIDTH, vocabulary))
-    targets, members = jnp.zeros((rows, length), int), jnp.ones((rows, length), bool)
+COMPILED = {function: outputs_and_gradients(function) for function in (member_logprobs, plain)}
 
-    def loss(hidden, kernel):
-        return member_logprobs(hidden, kernel, targets, jnp.ones((rows, length)), members)[0].sum()
 
-    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, kernel).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * rows * length * vocabulary / 4
+def results(function, hidden, kernel, *others):
+    gradients, outputs = COMPILED[function](hidden, kernel, *others)
+    assert [x.dtype for x in outputs] == [jnp.float32] * 2
+    assert [x.dtype for x in gradients] == [hidden.dtype, kernel.dtype]
+    return [np.asarray(x, np.float32) for x in (*outputs, *gradients)]
+
+
+# One chunk and several of either kind, full and not; a last chunk of columns that repeats some.
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 31, 11), (2, 64, 127), (2, 150, 8200), (1, 300, 16640), (5, 77, 9001)]
+)
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_members_get_what_the_plain_reference_says_gradients_included(shape, share):
+    given = inputs(*shape, share)
+    for ours, reference in zip(results(member_logprobs, *given), results(plain, *given), strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 31, 11), (2, 150, 8200)])
+def test_bfloat16_inputs_meet_a_float32_softmax(shape):
+    """Outputs are exact in the rounded inputs; gradients differ by the rounding of their factors, as any matmul's."""
+    hidden, kernel, *others = inputs(*shape, 0.6, jnp.bfloat16)
+    ours = results(member_logprobs, hidden, kernel, *others)
+    rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
+    reference = results(plain, hidden.astype(jnp.float32), rounded, *others)
+    for mine, theirs in zip(ours[:2], reference[:2], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)
+    assert max(map(relative_error, ours[2:], reference[2:])) < 4e-3
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e12])
+def test_extreme_logits_do_not_overflow(scale):
+    """What is left is the rounding of the logits themselves: 1e-3 at 1e4."""
+    given = inputs(2, 150, 8200, 0.7, scale=scale)
+    ours, reference = results(member_logprobs, *given), results(plain, *given)
+    assert all(np.isfinite(x).all() for x in ours)
+    assert max(map(relative_error, ours, reference)) < 5e-3
+
+
+def test_what_is_no_member_may_hold_anything():
+    """Not even NaN, or a target outside of the vocabulary, comes into values or gradients."""
+    hidden, kernel, targets, temperature, members = inputs(2, 150, 8200, 0.4)
+    poison = jnp.where(members, 1.0, jnp.nan)
+    bad = (hidden * poison[..., None], kernel, jnp.where(members, targets, -7), temperature * poison, members)
+    good = results(member_logprobs, hidden, kernel, targets, temperature, members)
+    assert all(map(np.array_equal, results(member_logprobs, *bad), good))
+
+
+def gradient(tokens, vocabulary, width=WIDTH):
+    """Compiled gradients to hidden states and kernel, of one row."""
+    row = (1, tokens)
+
+    def loss(hidden, kernel, targets, temperature, members):
+        return member_logprobs(hidden, kernel, targets, temperature, members)[0].sum()
+
+    shapes = [(*row, width), (width, vocabulary), row, row, row]
+    dtypes = [jnp.float32, jnp.float32, jnp.int32, jnp.float32, bool]
+    abstract = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    return quick_jit(jax.grad(loss, (0, 1))).lower(*abstract).compile()
+
+
+def test_memory_grows_with_the_tokens_alone():
+    """Forward and backward pass: at most linearly from 4 K to 32 K tokens, hardly with the vocabulary."""
+    short, long, wide = (
+        gradient(tokens, vocabulary).memory_analysis().temp_size_in_bytes
+        for tokens, vocabulary in [(4096, 32768), (32768, 32768), (4096, 131072)]
+    )
+    assert long < 8 * short
+    assert wide < short + 4 * WIDTH * 131072 * 1.1
+    assert long < 4 * 32768 * 32768 / 20  # one array of all logits
+
+
+def test_time_is_spent_on_members_only():
+    run = gradient(2048, 2048)
+    hidden, kernel, targets, temperature, _ = inputs(1, 2048, 2048, 1)
+    seconds = {}
+    for last in (2048, 128):
+        members = jnp.arange(2048)[None] >= 2048 - last
+        given = (hidden, kernel, targets.astype(jnp.int32), temperature, members)
+        jax.block_until_ready(run(*given))
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            jax.block_until_ready(run(*given))
+            times.append(time.perf_counter() - start)
+        seconds[last] = min(times)
+    assert seconds[128] < seconds[2048] / 2, seconds

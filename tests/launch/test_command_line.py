@@ -50,7 +50,7 @@ BAD = {
     "--config.trainer=3": "trainer is a group of keys",
     "--config.trainer.rows=1.5": "trainer.rows=1.5: must be a whole number",
     "--config.trainer.rows=many": "trainer.rows=many: must be a whole number",
-    "--config.trainer.remat=maybe": "trainer.remat=maybe: must be true or false",
+    "--config.trainer.remat=True": "trainer.remat='True': must be one of none, matmuls, attention, full",
     "--config.trainer.optimizer.learning_rate=fast": "must be a number",
     "--config.trainer.optimizer.learning_rate=-1": "trainer.optimizer.learning_rate=-1.0: must be greater than 0",
     "--config.trainer.rows=0": "trainer.rows=0: must be at least 1",
@@ -63,7 +63,7 @@ BAD = {
     "--config.sft.data=no.jsonl": "sft.data=no.jsonl: no such file or folder",
     "--config.trainer.rows": "--config.trainer.rows needs a value",
     "--frehs": "unknown option --frehs: did you mean '--fresh'?",
-    "--index=1": "--index means nothing to `launch run`, only to: sampler, env",
+    "--index=1": "--index means nothing to `launch run`, only to: trainer, sampler, env",
     "stray": "cannot place 'stray'",
 }
 

@@ -26,6 +26,29 @@ def test_every_process_of_a_run(config, tmp_path):
     assert specs[3].argv[-3:] == ["sampler", f"--config={tmp_path / 'config.json'}", "--index=1"]
 
 
+def test_a_trainer_of_several_processes(config, tmp_path):
+    config.distributed.processes, config.distributed.local_devices = 2, 2
+    specs = roles.specs(config, tmp_path / "config.json", ("trainer", "orchestrator"))
+    assert [(spec.name, spec.group) for spec in specs] == [
+        ("trainer-0", "trainer"),
+        ("trainer-1", "trainer"),
+        ("orchestrator", ""),
+    ]
+    assert specs[1].argv[-1] == "--index=1" and specs[2].argv[-1] != "--index=1"
+    assert [spec.environment.get("JAX_LOCAL_DEVICE_IDS") for spec in specs] == ["0,1", "2,3", None]
+    assert [spec.environment.get("JAX_NUM_CPU_DEVICES") for spec in specs] == ["2", "2", None]
+
+
+def test_trainer_processes_get_a_place_to_meet():
+    config = schema.default_config()
+    addresses.choose(config)
+    assert (config.distributed.processes, config.distributed.coordinator) == (1, "")
+    config.distributed.processes = 2
+    addresses.choose(config)
+    assert config.distributed.coordinator.startswith("127.0.0.1:")
+    assert "distributed.coordinator" in config.launch.chosen
+
+
 def test_a_fleet_that_the_user_named_is_not_started(config, tmp_path):
     config.launch.chosen = ()
     assert roles.specs(config, tmp_path, ("sampler",)) == []
@@ -50,7 +73,7 @@ def test_platform_and_threads_reach_the_process(config):
 )
 def test_how_a_role_ends(tmp_path, body, code, words):
     (tmp_path / "a_role.py").write_text(
-        f"from intellect_jax.errors import UserError\ndef main(config, run_dir):\n    {body}\n"
+        f"from intellect_jax.errors import UserError\ndef main(config, run_dir, index):\n    {body}\n"
     )
     program = (
         "import sys; from pathlib import Path; from launch import roles\n"
@@ -78,6 +101,12 @@ def test_last_words_are_of_this_start_only(tmp_path):
         )
     assert processes.last_words(log, offset) == "Traceback (most recent call last):\n  real\nBoom"
     assert processes.last_words(log, log.stat().st_size) == ""
+
+
+def test_last_words_of_a_process_whose_peer_is_gone(tmp_path):
+    log = tmp_path / "trainer-0.log"
+    log.write_text(f"compiled\nF1122 client.h:80] {processes.LOST}. RPC\nthe tasks 1\nThread 0x1:\n  wait\n")
+    assert processes.last_words(log, 0).splitlines()[1] == "the tasks 1"
 
 
 def test_describe_exit():

@@ -39,9 +39,9 @@ time.sleep(60)
 STUBBORN = SAVING.replace("signal.signal(signal.SIGTERM, end)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)")
 
 
-def role(name: str, code: str, *arguments: object, service: bool = False) -> RoleSpec:
+def role(name: str, code: str, *arguments: object, service: bool = False, group: str = "") -> RoleSpec:
     argv = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return RoleSpec(name, argv, service=service)
+    return RoleSpec(name, argv, service=service, group=group)
 
 
 def supervise(specs: list[RoleSpec], folder: Path) -> tuple[int, str]:
@@ -98,6 +98,26 @@ def test_restarts_a_worker_that_was_killed(tmp_path):
     code, _ = supervise([role("trainer", dies_twice, tmp_path)], tmp_path)
     assert code == 0
     assert (tmp_path / "tries").read_text() == "xxx"
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(70)"])
+def test_a_group_lives_and_dies_together(tmp_path, end):
+    """The first of two ends once, while the other runs, or has already ended well."""
+    member = f"""
+        import os, pathlib, signal, sys, time
+        mine, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+        with open(folder / mine, "a") as file: file.write("x")
+        starts = lambda name: len((folder / name).read_text()) if (folder / name).exists() else 0
+        while starts("one") != starts("two"): time.sleep(0.02)
+        time.sleep(0.3)
+        if mine == "one" and starts("one") == 1: {end}
+        if mine == "two" and starts("two") == 1: sys.exit(0) if {"exit" in end} else time.sleep(60)
+    """
+    specs = [role(name, member, name, tmp_path, group="trainer") for name in ("one", "two")]
+    code, said = supervise([*specs, role("other", "import time; time.sleep(2)")], tmp_path)
+    assert code == 0, said
+    assert (tmp_path / "one").read_text() == (tmp_path / "two").read_text() == "xx"
+    assert "ending two and starting all again" in said
 
 
 def test_a_finished_partner_comes_back_when_the_other_has_died(tmp_path):

@@ -76,18 +76,6 @@ def test_replay_takes_the_given_experts_with_todays_weights():
     assert jnp.abs(replayed.hidden - own.hidden).max() > 1e-2
 
 
-def test_remat_changes_nothing_but_memory():
-    cfg = SMALL
-    params, tokens = policy(cfg), random_tokens(cfg, 2, 6)
-
-    def loss(params, remat):
-        return jnp.sum(jnp.square(forward(params, cfg, *inputs(tokens), remat=remat).hidden))
-
-    gradients = quick_jit(jax.grad(loss), static_argnums=1)
-    plain, rematerialised = (gradients(params, remat) for remat in (False, True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, rematerialised)
-
-
 def test_every_parameter_gets_a_gradient_but_the_selection_bias():
     cfg = SMALL
     params, tokens = policy(cfg), random_tokens(cfg, 4, 12)

@@ -13,9 +13,13 @@ from tests.policies import assert_trees_equal
 STEPS = 7
 
 
-@pytest.fixture(scope="module")
-def trainer(tmp_path_factory):
+OPTIMIZERS = {"adamw": {}, "muon": {"name": "muon", "moments_dtype": "bfloat16", "offload": True}}
+
+
+@pytest.fixture(scope="module", params=["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+def trainer(request, tmp_path_factory):
     config = get_config()
+    config.trainer.optimizer.update(OPTIMIZERS[request.param])
     config.model.hidden_size, config.model.num_hidden_layers = 32, 2
     config.trainer.microbatch_buckets, config.trainer.rows = (1,), 4
     config.sft.steps, config.sft.warmup_steps, config.sft.decay_steps = STEPS, 2, 2

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from intellect_jax.data.packing import pack
+from intellect_jax.models.remat import Remat
 from intellect_jax.models.transformer import forward, logits
 from intellect_jax.trainer.step import StepOptions, accumulate, component_losses
 from intellect_jax.types import Sample
@@ -15,7 +16,7 @@ from tests.policies import SMALL, quick_jit, random_params
 CFG = SMALL
 ICEPOP = ConfigDict({"alpha": 0.5, "beta": 5.0, "rollout_floor": 1e-5})
 DPPO = ConfigDict({"delta": 0.2, "kl_coef": 1e-3})
-OPTIONS = StepOptions((("icepop", ICEPOP), ("dppo", DPPO)), jnp.float32, False)
+OPTIONS = StepOptions((("icepop", ICEPOP), ("dppo", DPPO)), jnp.float32, Remat())
 
 
 def make_samples(params, rng, count=9):

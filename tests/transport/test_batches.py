@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from intellect_jax.transport.batches import BatchClient, BatchServer, decode, encode
+from intellect_jax.transport.batches import CUT, BatchClient, BatchServer, decode, encode
 from intellect_jax.types import PackedBatch, Version
 from launch.addresses import free_ports
 
@@ -131,6 +131,43 @@ def test_a_restarted_orchestrator_asks_who_the_trainer_is(address):
     hello, step = run(play())
     assert hello == {"type": "hello", "version": "0.5", "manifest": "m5", "ledger": {"picked": {"e": 9}}}
     assert step == 6
+
+
+def test_trainer_processes_each_get_their_part_in_however_many_rounds_they_wait(address, monkeypatch):
+    monkeypatch.setattr("intellect_jax.transport.batches.ASK_AGAIN_S", 0.2)
+
+    async def play():
+        server = BatchServer(address, size=1)
+        task = await serving(server)
+        clients = [BatchClient(address, timeout=10, part=part, parts=2) for part in (0, 1)]
+        early = await in_thread(lambda: clients[1].next(1, rounds(2)))  # before anyone said hello
+        clients[0].hello(Version(0, 0), "m", {})
+        await heard(server, 1)
+        server.reset(0)
+        waiting = [in_thread(lambda client=client: ask_again(client)) for client in clients]
+        await asyncio.sleep(0.5)
+        await server.offer(batch(1), server.epoch)
+        parts = [await each for each in waiting]
+        for client in clients:
+            client.close()
+        task.cancel()
+        server.close()
+        return early, parts, server.messages.qsize()
+
+    def rounds(count):
+        left = iter([False] * count)
+        return lambda: next(left, True)
+
+    def ask_again(client):
+        while (received := client.next(1, rounds(2))) is None:
+            pass
+        return received
+
+    early, parts, greetings = run(play())
+    assert early is None and greetings == 1
+    assert parts[0].info[CUT] == parts[1].info[CUT] > 0
+    rows = np.stack([part.arrays["advantages"] for part in parts], 2)
+    np.testing.assert_array_equal(rows.reshape(2, 4, 8), batch(1).arrays["advantages"])
 
 
 def test_waiting_ends_with_a_message_or_when_told_to_stop(address):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,18 @@ def attention(
             return flash.attention(*arguments, device)
         case _:
             return chunked.attention(*arguments)
+
+
+def hops(name: str, device: jax.Device, dtype: jnp.dtype) -> Any:
+    """``forward`` and ``backward`` of a set of queries and a set of keys, for a ring: the kernel that has them.
+
+    Splash attention and plain scores have none; the blocks of ``chunked`` stand in.
+    """
+    if (best(device.platform, 0, dtype) if name == "auto" else name) == "tokamax":
+        from intellect_jax.kernels.attention import flash
+
+        return flash.Hops(device)
+    return chunked
 
 
 def best(platform: str, length: int, dtype: jnp.dtype) -> str:

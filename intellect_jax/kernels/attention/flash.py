@@ -1,12 +1,13 @@
 """Attention over packed rows on an NVIDIA GPU: tokamax's flash kernels, Mosaic from Hopper on, Triton before.
 
-Each query sees one range of keys: from the first token of its segment to itself. Forward, blocks outside a range are
-skipped, backward those above the diagonal. cuDNN's packed layout, the other flash attention that JAX has, needs a bound
-on the segments of a row, keeps a statistic of every query for each of that many, and does not compile without the GPU.
+Each query sees one range of keys. Forward, blocks outside a range are skipped; backward those above the diagonal, where
+queries and keys are the same tokens. cuDNN's packed layout, the other flash attention that JAX has, needs a bound on
+the segments of a row, keeps a statistic of every query for each of that many, and does not compile without the GPU.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 from tokamax._src.ops.attention import base  # the public function takes no ranges of keys
 from tokamax._src.ops.attention.api import IMPLEMENTATIONS
+
+from intellect_jax.kernels.attention.chunked import Tokens, finite
 
 _TILE = 256  # tokens: what the kernels' blocks of queries divide
 
@@ -33,47 +36,91 @@ def attention(
 
     Shapes as there, bfloat16 or float16. ``device``: one like those it is compiled for, which need not be here.
     """
-    if not flags.FLAGS.is_parsed():  # tokamax would parse this program's arguments as its own
-        flags.FLAGS.mark_as_parsed()
-    s = q.shape[1]
-    q, k, v = (jnp.pad(x, ((0, 0), (0, -s % _TILE), (0, 0), (0, 0))) for x in (q, k, v))
-    positions = jnp.pad(positions, ((0, 0), (0, -s % _TILE)))
-    return _attention(q, k, v, jnp.arange(q.shape[1]) - positions, device)[:, :s]
+    first = jnp.arange(_padded(positions).shape[1]) - _padded(positions)
+    return _attention(*map(_padded, (q, k, v)), first, device)[:, : q.shape[1]]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attention(q, k, v, first: Int[Array, "b s"], device: jax.Device):
-    return _forward(q, k, v, first, device)[0]
-
-
-def _forward(q, k, v, first, device) -> tuple[Array, tuple[Array, Array]]:
-    """Output, and of each query the largest score and the softmax's sum."""
-    with jax.default_device(device):
-        return _kernel(device)(q, k, v, mask=_mask(first), return_residuals=True)
+    return _run(q, k, v, _causal(first), device)[0]
 
 
 def _attention_fwd(q, k, v, first, device):
-    out, statistics = jax.tree.map(lambda x: checkpoint_name(x, "attention"), _forward(q, k, v, first, device))
+    result = _run(q, k, v, _causal(first), device)
+    out, statistics = jax.tree.map(lambda x: checkpoint_name(x, "attention"), result)
     return out, (q, k, v, first, out, statistics)
 
 
 def _attention_bwd(device, saved, grad):
     q, k, v, first, out, statistics = saved
-    with jax.default_device(device):
-        kernel = _kernel(device)
-        bound = kernel.bind(q, k, v, mask=_mask(first))
-        options = {name: value for name, value in bound.kwargs.items() if name != "return_residuals"}
-        gradients = kernel.vjp(statistics, out, grad, *bound.args, **options)
-    return gradients["q"], gradients["k"], gradients["v"], None
+    return *_gradients(q, k, v, _causal(first), device, out, statistics, grad), None
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def _mask(first: Int[Array, "b s"]) -> base.Mask:
-    return base.Mask(k_start=first[:, None, :], is_causal=True)
+@dataclass(frozen=True)
+class Hops:
+    """``forward`` and ``backward`` as of ``chunked``, where keys lie so that every query sees one range of them.
+
+    That holds in the order of a row, and in zig-zag.
+    """
+
+    device: jax.Device
+
+    def forward(self, q, k, v, queries: Tokens, keys: Tokens) -> tuple[Float[Array, "b s h c"], Float[Array, "b s h"]]:
+        """See ``chunked.forward``."""
+        start, stop = _ranges(queries, keys)
+        ranges = base.Mask(k_start=start[:, None], k_end=stop[:, None])
+        out, (largest, total) = _run(*map(_padded, (q, k, v)), ranges, self.device)
+        out, lse = out[:, : q.shape[1]], (largest + jnp.log(total)).mT[:, : q.shape[1]]
+        sees = (start < stop)[:, : q.shape[1], None]
+        return jnp.where(sees[..., None], out, 0.0).astype(jnp.float32), jnp.where(sees, lse, -jnp.inf)
+
+    def backward(self, q, k, v, queries: Tokens, keys: Tokens, out, lse, grad) -> tuple[Array, Array, Array]:
+        """See ``chunked.backward``."""
+        start, stop = _ranges(queries, keys)
+        ranges = base.Mask(k_start=start[:, None], k_end=stop[:, None])
+        lse = _padded(finite(lse)).mT
+        padded = map(_padded, (q, k, v))
+        found = _gradients(*padded, ranges, self.device, _padded(out), (lse, jnp.ones_like(lse)), _padded(grad))
+        return tuple(x[:, : like.shape[1]].astype(jnp.float32) for x, like in zip(found, (q, k, v), strict=True))
+
+
+def _ranges(queries: Tokens, keys: Tokens) -> tuple[Int[Array, "b s"], Int[Array, "b s"]]:
+    """First key that each query sees, and the one past the last; equal where it sees none."""
+    ids, positions = map(_padded, queries)
+    same = (ids[:, :, None] == keys.segment_ids[:, None]) & (ids[:, :, None] > 0)
+    seen = same & (keys.positions[:, None] <= positions[:, :, None])
+    start = jnp.argmax(seen, axis=-1)
+    return start, start + seen.sum(axis=-1)
+
+
+def _padded(x: Array) -> Array:
+    """[B, S, ...] to whole tiles; positions of 0 let what fills them see itself alone."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _TILE), *((0, 0),) * (x.ndim - 2)))
+
+
+def _causal(first: Int[Array, "b s"]) -> base.Mask:
+    return base.Mask(k_start=first[:, None], is_causal=True)
+
+
+def _run(q, k, v, mask: base.Mask, device: jax.Device) -> tuple[Array, tuple[Array, Array]]:
+    """Output, and of each query [B, H, S] the largest score and the softmax's sum relative to it."""
+    with jax.default_device(device):  # tokamax asks it what to compile for
+        return _kernel(device)(q, k, v, mask=mask, return_residuals=True)
+
+
+def _gradients(q, k, v, mask: base.Mask, device, out, statistics, grad) -> tuple[Array, Array, Array]:
+    with jax.default_device(device):
+        kernel = _kernel(device)
+        bound = kernel.bind(q, k, v, mask=mask)
+        options = {name: value for name, value in bound.kwargs.items() if name != "return_residuals"}
+        found = kernel.vjp(statistics, out, grad, *bound.args, **options)
+    return found["q"], found["k"], found["v"]
 
 
 def _kernel(device: jax.Device) -> Any:
-    hopper_or_later = float(device.compute_capability) >= 9.0
-    return IMPLEMENTATIONS["mosaic_gpu" if hopper_or_later else "triton"]
+    if not flags.FLAGS.is_parsed():  # tokamax would take this program's arguments for its own
+        flags.FLAGS.mark_as_parsed()
+    return IMPLEMENTATIONS["mosaic_gpu" if float(device.compute_capability) >= 9.0 else "triton"]

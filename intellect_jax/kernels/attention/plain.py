@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -32,7 +33,7 @@ def packed_attention(
     positions: Int[Array, "b s"],
 ) -> Float[Array, "b s h c"]:
     """:func:`attend` of packed rows under :func:`packed_mask`."""
-    return attend(q, k, v, packed_mask(segment_ids, positions))
+    return checkpoint_name(attend(q, k, v, packed_mask(segment_ids, positions)), "attention")
 
 
 def attend(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from intellect_jax.kernels.grouped_matmul.layout import combine, dispatch, fits, layout
@@ -47,7 +48,7 @@ def expert_mlp(
     rows = dispatch(x, plan)
 
     def matmul(rows: Array, w: Array) -> Array:
-        return grouped_matmul(rows, w, plan.sizes)
+        return checkpoint_name(grouped_matmul(rows, w, plan.sizes), "mlp")
 
     if low_rank is None:
         hidden = jax.nn.silu(matmul(rows, gate)) * matmul(rows, up)

@@ -10,17 +10,26 @@ Shape suffixes, of one device's share: B rows, S tokens, H query heads, K key/va
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from intellect_jax.kernels.attention.chunked import Tokens, backward, finite, forward
+from intellect_jax.kernels.attention.chunked import Tokens, finite
+
+
+class Hops(Protocol):
+    """What a hop computes with: ``kernels.attention.chunked``, or another's forward and backward. Hashable."""
+
+    def forward(self, q, k, v, queries: Tokens, keys: Tokens) -> tuple[Array, Array]: ...
+
+    def backward(self, q, k, v, queries: Tokens, keys: Tokens, out, lse, grad) -> tuple[Array, Array, Array]: ...
 
 
 def attention(
+    hops: Hops,
     q: Float[Array, "b s h c"],
     k: Float[Array, "b s k c"],
     v: Float[Array, "b s k c"],
@@ -29,26 +38,26 @@ def attention(
     axis: str,
 ) -> Float[Array, "b s h c"]:
     """``kernels.attention.chunked.attention`` of rows spread over ``axis``. For use within ``jax.shard_map``."""
-    return _attention(q, k, v, Tokens(segment_ids, positions), axis)
+    return _attention(q, k, v, Tokens(segment_ids, positions), hops, axis)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q, k, v, tokens: Tokens, axis: str):
-    return _forward(q, k, v, tokens, axis)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attention(q, k, v, tokens: Tokens, hops: Hops, axis: str):
+    return _forward(q, k, v, tokens, hops, axis)[0]
 
 
-def _attention_fwd(q, k, v, tokens: Tokens, axis: str):
-    out, lse = (checkpoint_name(x, "attention") for x in _forward(q, k, v, tokens, axis))
+def _attention_fwd(q, k, v, tokens: Tokens, hops: Hops, axis: str):
+    out, lse = (checkpoint_name(x, "attention") for x in _forward(q, k, v, tokens, hops, axis))
     return out, (q, k, v, tokens, out, lse)
 
 
-def _attention_bwd(axis: str, saved, grad):
+def _attention_bwd(hops: Hops, axis: str, saved, grad):
     q, k, v, tokens, out, lse = saved
 
     def hop(carry, _):
         keys, dq, sums = carry
         following, arrived = _pass_on((keys, sums), axis)
-        more_dq, dk, dv = backward(q, keys[0], keys[1], tokens, keys[2], out, lse, grad)
+        more_dq, dk, dv = hops.backward(q, keys[0], keys[1], tokens, keys[2], out, lse, grad)
         return (following, dq + more_dq, (arrived[0] + dk, arrived[1] + dv)), None
 
     start_dq, *start = (jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
@@ -60,11 +69,11 @@ def _attention_bwd(axis: str, saved, grad):
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def _forward(q, k, v, tokens: Tokens, axis: str) -> tuple[Float[Array, "b s h c"], Float[Array, "b s h"]]:
+def _forward(q, k, v, tokens: Tokens, hops: Hops, axis: str) -> tuple[Float[Array, "b s h c"], Float[Array, "b s h"]]:
     def hop(carry, _):
         keys, out, lse = carry
         following = _pass_on(keys, axis)
-        seen, seen_lse = forward(q, keys[0], keys[1], tokens, keys[2])
+        seen, seen_lse = hops.forward(q, keys[0], keys[1], tokens, keys[2])
         return (following, *_merge(out, lse, seen, seen_lse)), None
 
     nothing = (jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], -jnp.inf))
