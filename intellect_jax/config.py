@@ -251,8 +251,9 @@ SCHEMA: dict[str, Any] = {
         ),
         "expert_strategy": Key(
             "auto",
-            "with an expert axis: every token to all its devices (ring), or to those with experts of its (ragged)",
-            one_of("auto", "ring", "ragged"),
+            "with an expert axis: every token to all its devices (ring), or to those with experts of its, in messages "
+            "of the length needed (ragged; not on CPUs) or of a bounded one (padded)",
+            one_of("auto", "ring", "ragged", "padded"),
         ),
         "expert_capacity": Key(
             2.0,

@@ -1,8 +1,8 @@
 """Compares expert-parallel strategies with one device on a mesh of fake devices; run by test_experts.py in a process.
 
 python experts_run.py CASE...: prints, as JSON, by case and routing the relative L2 error of the output and of each
-gradient. A case is <mesh>/<strategy>[/lora][/nan][/replay], see MESHES and STRATEGIES; with nan, overflowing buffers
-give not a number instead of falling back.
+gradient. A case is <mesh>/<strategy>[/lora][/nan][/replay][/collectives], see MESHES and STRATEGIES; with nan, buffers
+that overflow give not a number instead of falling back.
 """
 
 import json
@@ -20,8 +20,9 @@ from intellect_jax.models.ops import LOCAL
 from intellect_jax.models.transformer import forward, param_axes
 from intellect_jax.parallel.axes import AXES
 from intellect_jax.parallel.experts import make_experts, ragged
-from intellect_jax.parallel.mesh import make_mesh, tree_shardings
+from intellect_jax.parallel.mesh import make_mesh, sharding, tree_shardings
 from intellect_jax.parallel.ops import make_ops
+from tests.parallel.collectives import collectives
 from tests.policies import SMALL, quick_jit, random_params, relative_error
 
 B, S, D, F, E, K, R = 8, 6, 16, 12, 8, 3, 4
@@ -132,6 +133,21 @@ def replay_case(mesh, config) -> Iterator[tuple[str, dict[str, float]]]:
         yield name, {"hidden": relative_error(hidden, expected), "followed": float(followed[given >= 0].mean())}
 
 
+def collectives_case(mesh, parallel) -> Iterator[tuple[str, list]]:
+    """What the compiled forward and backward pass sends, of arguments that lie as parameters and activations do."""
+
+    def place(x, *axes):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(mesh, *axes))
+
+    (x, weights, gate, up, down, _), cotangent = arrays(False)
+    wide, tokens = ("expert", "embed", "expert_mlp"), ("rows", "sequence", None)
+    kernels = (place(gate, *wide), place(up, *wide), place(down, "expert", "expert_mlp", "embed"))
+    ids = jax.ShapeDtypeStruct((B, S, K), jnp.int32, sharding=sharding(mesh, *tokens))
+    run = with_gradients(make_experts(mesh, parallel))
+    lowered = run.lower((place(x, *tokens), place(weights, *tokens), *kernels, None), ids, place(cotangent, *tokens))
+    yield "all", list(collectives(lowered.compile().as_text(), mesh))
+
+
 def main(cases: list[str]) -> None:
     results = {}
     keys = ("expert_strategy", "expert_capacity", "expert_chunks")
@@ -141,8 +157,12 @@ def main(cases: list[str]) -> None:
         settings = dict(zip(keys, STRATEGIES[strategy], strict=True))
         config.parallel.update(dict.fromkeys(AXES, 1) | MESHES[mesh_name] | settings)
         mesh = make_mesh(config.parallel)
-        replay = "replay" in options
-        rows = replay_case(mesh, config) if replay else strategy_case(mesh, config.parallel, options)
+        if "replay" in options:
+            rows = replay_case(mesh, config)
+        elif "collectives" in options:
+            rows = collectives_case(mesh, config.parallel)
+        else:
+            rows = strategy_case(mesh, config.parallel, options)
         results |= {f"{case}:{name}": row for name, row in rows}
     print(json.dumps(results))
 

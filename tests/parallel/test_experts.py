@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from intellect_jax.config import default_config
 from intellect_jax.parallel.experts import best_strategy
 
+pytestmark = pytest.mark.timeout(1000)
 ROOT = Path(__file__).parents[2]
 QUICK = ("expert_fsdp/ragged_bounded",)
 CASES = (
@@ -29,6 +29,15 @@ CASES = (
     "all/ragged_bounded/lora",
 )
 REPLAYED = ("expert_context/ragged_bounded", "all/ring")
+SENT = {  # (operation, axes within a group); the all-reduce over expert and fsdp is of the flag
+    "fsdp_tensor/local": {("all-gather", "fsdp"), ("reduce-scatter", "fsdp"), ("all-reduce", "tensor")},
+    "expert_fsdp/ring": {(op, axis) for op in ("all-gather", "reduce-scatter") for axis in ("fsdp", "expert")},
+    "expert_fsdp/ragged_bounded": {
+        *((op, axis) for op in ("all-gather", "reduce-scatter") for axis in ("fsdp", "expert")),
+        ("all-to-all", "expert"),
+        ("all-reduce", "fsdp expert"),
+    },
+}
 LAST = "expert/ragged_bounded/nan"  # it patches
 
 
@@ -39,14 +48,15 @@ def run_cases(cases):
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, str(Path(__file__).with_name("experts_run.py")), *cases]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def errors():
-    return run_cases((*CASES, *(f"{case}/replay" for case in REPLAYED), LAST))
+    others = (*(f"{case}/replay" for case in REPLAYED), *(f"{case}/collectives" for case in SENT))
+    return run_cases((*CASES, *others, LAST))
 
 
 def assert_equal_to_one_device(errors, case):
@@ -83,9 +93,25 @@ def test_given_experts_are_used_on_a_mesh(errors, case):
     assert own["hidden"] > 1e-2 and own["followed"] < 1.0
 
 
-def test_the_strategy_follows_what_it_sends():
-    assert best_strategy(ways=2, experts_per_token=8, platform="gpu") == "ring"  # nearly all tokens go everywhere
-    assert best_strategy(ways=16, experts_per_token=8, platform="gpu") == "ragged"
-    assert best_strategy(ways=16, experts_per_token=8, platform="tpu") == "ragged"
-    assert best_strategy(ways=16, experts_per_token=8, platform="cpu") == "ring"
-    assert default_config().parallel.expert_strategy == "auto"
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SENT)
+def test_tokens_move_over_the_expert_axis_and_weights_over_fsdp(errors, case):
+    sent = errors[f"{case}/collectives:all"]
+    assert {(operation, " ".join(axes)) for operation, axes, _ in sent} == SENT[case]
+    over_fsdp = [shape for _, axes, shapes in sent for shape in shapes if "fsdp" in axes]
+    assert all(len(shape) in (0, 3) for shape in over_fsdp)  # the flag, and [experts, in, out]: never tokens
+
+
+@pytest.mark.parametrize(
+    ("ways", "platform", "capacity", "strategy"),
+    [
+        (2, "tpu", 2.0, "ring"),  # with 8 experts a token nearly all go everywhere
+        (16, "tpu", 2.0, "ragged"),
+        (16, "gpu", 1.5, "padded"),
+        (8, "gpu", 1.5, "ring"),
+        (64, "gpu", 0.0, "ring"),  # buckets without a bound are as long as all tokens
+        (16, "cpu", 1.5, "ring"),
+    ],
+)
+def test_the_strategy_is_the_one_that_sends_less(ways, platform, capacity, strategy):
+    assert best_strategy(ways, 8, capacity, platform) == strategy

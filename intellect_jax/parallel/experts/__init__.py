@@ -9,6 +9,8 @@ Shape suffixes: B batch, S sequence, T = B S tokens of a shard, K experts per to
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +30,13 @@ from intellect_jax.parallel.experts.ring import ring_experts
 from intellect_jax.parallel.experts.shard import Kernels, Shard, expected_share
 from intellect_jax.parallel.mesh import sharding
 
+log = logging.getLogger(__name__)
+
 STRATEGIES: dict[str, Callable[[Shard, Array, Array, Array, Kernels], Array]] = {
     "local": local_experts,
     "ring": ring_experts,
     "ragged": ragged_experts,
+    "padded": ragged_experts,
 }
 _WIDE, _NARROW = ("expert", "embed", "expert_mlp"), ("expert", "expert_mlp", "embed")
 _AXES: dict[str, tuple[str | None, ...]] = {  # as models.transformer.param_axes and models.lora.adapter_axes have them
@@ -84,31 +89,45 @@ class Experts:
 def make_experts(mesh: Mesh, parallel: ConfigDict) -> Experts:
     """The experts' computation on ``mesh``, as the ``parallel`` section asks."""
     strategy = parallel.expert_strategy if mesh.shape["expert"] > 1 else "local"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if strategy == "ragged" and _platform(mesh) == "gpu" and "enable_ragged_all_to_all_decomposer=true" not in flags:
+        log.warning("parallel.expert_strategy=ragged: XLA's ragged exchange on GPUs has given wrong gradients; see "
+                    "parallel/experts/exchange.py, or choose padded")  # fmt: skip
     return Experts(mesh, strategy, float(parallel.expert_capacity), parallel.expert_chunks)
 
 
-def best_strategy(ways: int, experts_per_token: int, platform: str) -> str:
-    """Ragged where it sends less than two thirds of what the ring sends; a CPU has no ragged exchange to gain by.
+def best_strategy(ways: int, experts_per_token: int, capacity: float, platform: str) -> str:
+    """An exchange where it sends less than two thirds of what the ring sends: ragged on TPUs, padded on GPUs (see
+    exchange.py); a CPU has nothing to gain by it.
 
     The ring sends every token to every shard, in equal parts that overlap with compute; two thirds leave something
     for that. By count, not by clock.
     """
-    return "ragged" if platform != "cpu" and expected_share(ways, experts_per_token) < 2 / 3 else "ring"
+    share = expected_share(ways, experts_per_token)
+    if platform == "tpu" and share < 2 / 3:
+        return "ragged"
+    return "padded" if platform == "gpu" and 0 < capacity * share < 2 / 3 else "ring"
 
 
 def _on_shard(experts: Experts, x: Array, ids: Array, weights: Array, kernels: Kernels) -> Array:
     """One device's part: [b s d] in, [1 b s d] out, to be summed over the tensor axis."""
     b, s, d = x.shape
-    ways = experts.mesh.shape["expert"]
-    platform = experts.mesh.devices.flat[0].platform
-    shard = Shard(ways, kernels.gate.shape[0], experts.capacity, tuple(experts.mesh.axis_names), platform)
+    ways, platform = experts.mesh.shape["expert"], _platform(experts.mesh)
+    strategy = experts.strategy
+    if strategy == "auto":
+        strategy = best_strategy(ways, ids.shape[-1], experts.capacity, platform)
+    ragged = strategy == "ragged" and platform != "cpu"
+    shard = Shard(ways, kernels.gate.shape[0], experts.capacity, tuple(experts.mesh.axis_names), ragged)
     tokens = (x.reshape(-1, d), ids.reshape(b * s, -1), weights.reshape(b * s, -1))
-    strategy = best_strategy(ways, ids.shape[-1], platform) if experts.strategy == "auto" else experts.strategy
     compute = partial(STRATEGIES[strategy], shard)
     chunks = 1 if strategy == "local" else min(experts.chunks, b * s)
     # Gathered weights are never kept for the backward pass, which gathers them again.
     run = jax.checkpoint(partial(_chunked, compute, chunks), prevent_cse=False, policy=_but_gathered)
     return run(*tokens, kernels).reshape(1, b, s, d)
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
 
 
 def _chunked(compute: Callable[..., Array], chunks: int, x, ids, weights, kernels: Kernels) -> Array:

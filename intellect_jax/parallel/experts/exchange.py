@@ -1,6 +1,10 @@
 """Rows from every device of the expert axis to every other, as many as there are.
 
-Mesh axes: ``expert`` ragged_all_to_all, or all_to_all of padded buckets where that does not exist.
+Mesh axes: ``expert`` ragged_all_to_all, or all_to_all of padded buckets.
+
+XLA:CPU has no ragged_all_to_all. XLA:GPU's default kernel for it has given wrong gradients without a word (jax 0.11,
+marin-community/marin issue 8077: the primitive itself, not its transpose) and crashed (openxla/xla issue 47283). Told
+by --xla_gpu_unsupported_enable_ragged_all_to_all_decomposer=true, XLA itself sends padded buckets, unbounded ones.
 
 ``sizes[i, j]`` rows go from device i to device j. A device's rows to send lie in the order of their destinations, those
 it receives in the order of their sources, without gaps; what is left of a buffer is 0.
@@ -22,16 +26,13 @@ from intellect_jax.parallel.experts.shard import AXIS
 class Wire:
     sent: int  # rows of the sender's buffer
     received: int  # rows of the receiver's
-    bucket: int  # most rows that one device may send to one other
-    ragged: bool  # whether the backend has ragged_all_to_all; XLA:CPU has not
+    bucket: int  # most rows that one device may send to one other, where they are padded
+    ragged: bool
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def send(wire: Wire, rows: Float[Array, "sent d"], sizes: Int[Array, "n n"]) -> Float[Array, "received d"]:
-    """Each row to its destination. Linear, with :func:`send_back` as transpose.
-
-    The transpose is spelled out since JAX's own, on GPUs, has been reported to corrupt gradients.
-    """
+    """Each row to its destination. Linear, with :func:`send_back` as transpose."""
     return _move(wire, rows, sizes, wire.received)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float, Int
 
-from intellect_jax.parallel.experts._kernel import expert_mlp
+from intellect_jax.kernels.grouped_matmul import expert_mlp
 from intellect_jax.parallel.experts.shard import Kernels, Shard
 
 

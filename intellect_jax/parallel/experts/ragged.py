@@ -1,7 +1,7 @@
 """Each token travels to the devices that hold experts of its, once to each, and their partial sums travel back.
 
 Mesh axes: ``expert`` all_gather of ids and weights (from which every device knows what comes), and the exchanges of
-``exchange.py`` there and back. All axes: pmax of one flag.
+``exchange.py`` there and back, ragged or padded. All axes: pmax of one flag.
 
 One copy for each device, not for each expert, as in DeepEP (DeepSeek-V3, arXiv 2412.19437, section 3.2.2): with 8 of
 128 experts over 8 devices a token visits 5.3 devices on average. Buffers are bounded; a load that they cannot hold
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from intellect_jax.parallel.experts._kernel import expert_mlp, fits
+from intellect_jax.kernels.grouped_matmul import expert_mlp, fits
 from intellect_jax.parallel.experts.exchange import Wire, send, send_back
 from intellect_jax.parallel.experts.shard import AXIS, Kernels, Shard, either, expected_share, in_pieces
 
@@ -45,13 +45,14 @@ def ragged_experts(
     most = shard.ways * tokens
     received = shard.bound(most * expected_share(shard.ways, k), most)
     rows = shard.bound(tokens * k, received * k)
-    wire = Wire(tokens * min(shard.ways, k), received, tokens, shard.platform != "cpu")
+    bucket = tokens if shard.ragged else shard.bound(tokens * expected_share(shard.ways, k), tokens)
+    wire = Wire(tokens * min(shard.ways, k), received, bucket, shard.ragged)
     route = _route(shard, wire, ids)
     exchanged = partial(_exchanged, wire, rows)
-    if received == most and rows == most * k:
+    if bucket == tokens and received == most and rows == most * k:
         return exchanged((ids, route), x, weights, kernels)
     coming = route.sizes[:, jax.lax.axis_index(AXIS)].sum()
-    overflow = (coming > received) | ~fits(route.here, shard.experts, rows)
+    overflow = (coming > received) | (route.sizes.max() > bucket) | ~fits(route.here, shard.experts, rows)
     overflow = jax.lax.pmax(overflow.astype(jnp.int32), shard.axes) > 0
     in_ring = partial(_in_ring, shard, max(min(received, rows // k) // shard.ways, 1))
     return either(overflow, in_ring, exchanged, (ids, route), x, weights, kernels)

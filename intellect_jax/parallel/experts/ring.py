@@ -14,7 +14,7 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float, Int
 
-from intellect_jax.parallel.experts._kernel import expert_mlp, fits
+from intellect_jax.kernels.grouped_matmul import expert_mlp, fits
 from intellect_jax.parallel.experts.shard import AXIS, Kernels, Shard, either, in_pieces
 
 

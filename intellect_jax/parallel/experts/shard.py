@@ -31,7 +31,7 @@ class Shard(NamedTuple):
     experts: int
     capacity: float  # rows that buffers hold, in balanced loads; 0: any load
     axes: tuple[str, ...]  # every axis of the mesh
-    platform: str
+    ragged: bool  # whether exchanges are ragged, else padded
 
     def here(self, ids: Int[Array, "t k"]) -> Int[Array, "t k"]:
         """Ids among all experts as ids among this device's; ``experts`` (none) for others'."""
