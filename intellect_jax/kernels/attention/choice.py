@@ -68,7 +68,7 @@ def hops(name: str, device: jax.Device, dtype: jnp.dtype) -> Any:
 
 
 def best(platform: str, length: int, dtype: jnp.dtype) -> str:
-    """On GPUs and TPUs their flash kernels, if they take the numbers; else blocks, or plain scores of very short rows."""
+    """On GPUs and TPUs their flash kernels, if they take the numbers; else blocks, or plain scores of the shortest."""
     if platform == "tpu":
         return "splash"
     if platform == "gpu" and jnp.dtype(dtype).itemsize == 2:
