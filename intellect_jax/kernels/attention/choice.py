@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +13,9 @@ from jaxtyping import Array, Float, Int
 from intellect_jax.errors import UserError
 from intellect_jax.kernels.attention import chunked, plain, splash
 
-_SHORT = 128  # tokens of a row that are one block of ``chunked`` anyway; see benchmarks/attention.py
+log = logging.getLogger(__name__)
+
+_SHORT = 32  # tokens of a row; longer ones are faster in blocks, see benchmarks/results/attention_cpu.json
 _PLATFORMS = {"splash": "tpu", "tokamax": "gpu"}  # of kernels that run on one alone
 
 
@@ -65,9 +68,11 @@ def hops(name: str, device: jax.Device, dtype: jnp.dtype) -> Any:
 
 
 def best(platform: str, length: int, dtype: jnp.dtype) -> str:
-    """On GPUs and TPUs their flash kernels, if they take the numbers; else plain scores of rows of a block at most."""
+    """On GPUs and TPUs their flash kernels, if they take the numbers; else blocks, or plain scores of the shortest."""
     if platform == "tpu":
         return "splash"
-    if platform == "gpu" and jnp.dtype(dtype).itemsize == 2 and find_spec("tokamax"):
-        return "tokamax"
+    if platform == "gpu" and jnp.dtype(dtype).itemsize == 2:
+        if find_spec("tokamax"):
+            return "tokamax"
+        log.warning("tokamax is not installed: attention in plain XLA, which is slow on a GPU")
     return "plain" if length <= _SHORT else "chunked"
