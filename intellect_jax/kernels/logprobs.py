@@ -64,8 +64,7 @@ def chunk_sizes(tokens: int, vocabulary: int) -> tuple[int, int]:
     (64 MiB) and 8192 columns. The backward pass moves 4/3 (1/C + 1/W) bytes of float32 sums a FLOP, so both are large
     where there is much to do: at 2048 and 8192 an eighth of the time on an H100. A CPU hardly minds.
     """
-    share = 1 << max(tokens // 8, 1).bit_length() - 1
-    rows = min(max(share, 128), 4096, tokens)
+    rows = min(max(1 << max(tokens // 8, 1).bit_length() - 1, 128), 4096, tokens)
     parts = -(-vocabulary // min(8192, (1 << 24) // rows))
     width = -(-vocabulary // (128 * parts)) * 128 if parts > 1 else vocabulary
     return rows, width
@@ -142,8 +141,8 @@ class Running(NamedTuple):
         old = self.rebased(jnp.maximum(self.peak, z.max(axis=-1)))
         centred = z - old.peak[:, None]
         weights = jnp.exp(centred)
-        at = jnp.clip(targets - columns.start, 0, z.shape[1] - 1)
-        chosen = jnp.take_along_axis(z, at[:, None], axis=1)[:, 0]
+        at = jnp.clip(targets - columns.start, 0, z.shape[1] - 1)[:, None]
+        chosen = jnp.take_along_axis(z, at, axis=1)[:, 0]
         among = (targets >= columns.new) & (targets < columns.start + z.shape[1])
         return Running(
             old.peak,
@@ -229,10 +228,7 @@ def backward_pass(
     *results: PerToken,
     shards: Shards = ALONE,
 ) -> tuple[Float[Array, "b s d"], Float[Array, "d v"]]:
-    """Gradients to hidden states and kernel, summed in float32.
-
-    ``results``: entropy and logsumexp of the forward pass, and the gradients of the loss to logprobs and entropy.
-    """
+    """Gradients to hidden states and kernel; ``results``: entropy and logsumexp, and the gradients to both outputs."""
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows, width = chunk_sizes(flat.shape[0], kernel.shape[1])
     tokens = compact(members.reshape(-1), rows)
@@ -241,15 +237,19 @@ def backward_pass(
     given = Given(tokens.which, own, temperature, *(tokens.take(x.reshape(-1)) for x in results))
 
     def step(carry, columns: Columns):
-        def add(sums, chunk, part: Given):
-            d_some, d_columns = part.gradients(flat, columns)
-            return sums[0].at[chunk].add(d_some), sums[1] + d_columns
-
         def body(sums, scanned):
-            return jax.lax.cond(scanned[1].which[0] < len(flat), add, lambda sums, *_: sums, sums, *scanned), None
+            chunk, part = scanned
+
+            def add(loop):
+                d_some, d_columns = part.gradients(flat, columns)
+                return loop[0] + 1, loop[1].at[chunk].add(d_some), loop[2] + d_columns
+
+            # A loop of one round or none: a conditional would copy both sums on a GPU, whichever way it goes.
+            rounds_done = (part.which[0] == len(flat)).astype(jnp.int32)
+            return jax.lax.while_loop(lambda loop: loop[0] < 1, add, (rounds_done, *sums))[1:], None
 
         d_hidden, d_kernel = carry
-        start = (d_hidden, jnp.zeros(columns.kernel.shape, jnp.float32))
+        start = d_hidden, jnp.zeros(columns.kernel.shape, jnp.float32)
         (d_hidden, d_columns), _ = jax.lax.scan(body, start, (jnp.arange(len(tokens.which)), given))
         old = jax.lax.dynamic_slice_in_dim(d_kernel, columns.start, width, axis=1)
         new = old + shards.scatter(d_columns)  # a repeated column has no gradient the second time
@@ -257,8 +257,8 @@ def backward_pass(
 
     zeros = (jnp.zeros((*tokens.which.shape, flat.shape[1]), jnp.float32), jnp.zeros(kernel.shape, jnp.float32))
     d_hidden, d_kernel = _over_columns(step, zeros, kernel, width, hidden.dtype, shards)
-    d_hidden = tokens.put_back(shards.total(d_hidden)).reshape(hidden.shape)
-    d_hidden = jnp.where(members[..., None], d_hidden, 0.0).astype(hidden.dtype)
+    whole = tokens.put_back(shards.total(d_hidden)).reshape(hidden.shape)
+    d_hidden = jnp.where(members[..., None], whole, 0.0).astype(hidden.dtype)
     return d_hidden, shards.everyone(d_kernel).astype(kernel.dtype)
 
 

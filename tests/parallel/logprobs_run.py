@@ -13,6 +13,7 @@ import numpy as np
 
 from intellect_jax.config import default_config
 from intellect_jax.kernels.logprobs import member_logprobs
+from intellect_jax.parallel.axes import AXES
 from intellect_jax.parallel.logprobs import make_logprobs
 from intellect_jax.parallel.mesh import make_mesh, sharding
 from tests.policies import quick_jit, relative_error
@@ -52,7 +53,7 @@ def main(meshes: list[str]) -> None:
     for text in meshes:
         config = default_config()
         sizes = {name: int(size) for name, size in (part.split("=") for part in text.split())}
-        config.parallel.update(dict.fromkeys(config.parallel, 1) | sizes)
+        config.parallel.update(dict.fromkeys(AXES, 1) | sizes)
         mesh = make_mesh(config.parallel)
         place = lambda x, *names, mesh=mesh: jax.device_put(x, sharding(mesh, *names))  # noqa: E731
         found, gradients = values(make_logprobs(mesh), place)
