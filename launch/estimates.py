@@ -63,6 +63,12 @@ def trained_count(config: ConfigDict, cfg: ModelConfig) -> Trained:
     return Trained(parameters, 2 * parameters - matrices)
 
 
+def device_moments(config: ConfigDict, cfg: ModelConfig) -> float:
+    """Bytes of moments in a device's memory between steps, for one trained parameter."""
+    opt, trained = config.trainer.optimizer, trained_count(config, cfg)
+    return 0.0 if opt.offload else BYTES[opt.moments_dtype] * trained.moments / trained.parameters
+
+
 def _saved_bytes(config: ConfigDict, trained: Trained) -> int:
     """The trainer's state in a checkpoint."""
     return MASTER * trained.parameters + BYTES[config.trainer.optimizer.moments_dtype] * trained.moments

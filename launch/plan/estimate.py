@@ -19,19 +19,20 @@ from launch.plan.roofline import Roofline, Traffic, roofline
 from launch.plan.targets import Target
 
 ACT, MASTER = 2, 4  # bytes of activations and gathered weights, of masters and gradients
-_MOMENTS = 8
 _HEAD_CHUNK = 2048  # tokens whose logits exist at once
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What an estimate is of: ``remat`` says what a layer keeps for its backward pass: none, selective or full."""
+    """What an estimate is of: ``remat`` as the key ``trainer.remat``, ``moments`` the bytes of optimizer state on the
+    device for a trained parameter."""
 
     cfg: ModelConfig
     batch: Batch
     mesh: Mapping[str, int]
     remat: str
     lora: Lora | None = None
+    moments: float = 8.0
 
     @property
     def tokens(self) -> float:
@@ -65,7 +66,7 @@ def memory(shape: Shape) -> dict[str, float]:
         trained = estimates.adapter_count(shape.cfg, shape.lora) / (shape.mesh["fsdp"] * shape.mesh["tensor"])
     return {
         "parameters": MASTER * trained + (ACT * held if shape.lora else 0),
-        "optimizer": _MOMENTS * trained,
+        "optimizer": shape.moments * trained,
         "gradients": MASTER * trained,
         "activations": activations(shape),
         "temporaries": temporaries(shape),
@@ -76,7 +77,7 @@ def memory(shape: Shape) -> dict[str, float]:
 
 def activations(shape: Shape) -> float:
     """What all layers of one microbatch keep."""
-    kept = {"full": kept_full, "selective": kept_selective}.get(shape.remat, kept_none)
+    kept = {"full": kept_full, "attention": kept_attention, "matmuls": kept_matmuls, "none": kept_none}[shape.remat]
     cfg = shape.cfg
     layers = cfg.num_dense_layers * kept(shape, False) + cfg.num_moe_layers * kept(shape, True)
     return shape.tokens * ACT * layers
@@ -87,9 +88,18 @@ def kept_full(shape: Shape, moe: bool) -> float:
     return shape.cfg.hidden_size
 
 
-def kept_selective(shape: Shape, moe: bool) -> float:
-    """A layer's input and what attention reads and writes."""
-    return shape.cfg.hidden_size + _attention(shape)
+def kept_attention(shape: Shape, moe: bool) -> float:
+    """A layer's input, what attention reads and writes, and the stream after it."""
+    return 2 * shape.cfg.hidden_size + _attention(shape)
+
+
+def kept_matmuls(shape: Shape, moe: bool) -> float:
+    """These and the results of the MLP's matrix products but the last, of routed experts that too."""
+    cfg, tensor = shape.cfg, shape.mesh["tensor"]
+    if not moe:
+        return kept_attention(shape, moe) + 2 * cfg.intermediate_size / tensor
+    visited = cfg.num_experts_per_tok * (2 * cfg.moe_intermediate_size / tensor + cfg.hidden_size)
+    return kept_attention(shape, moe) + visited + 2 * cfg.n_shared_experts * cfg.moe_intermediate_size / tensor
 
 
 def kept_none(shape: Shape, moe: bool) -> float:
@@ -130,10 +140,11 @@ def bound(shape: Shape, target: Target) -> Roofline:
     devices, batch = prod(shape.mesh.values()), shape.batch
     parts = step_flops(shape.cfg, batch, frozen=shape.lora is not None)
     model = sum(parts.values())
-    again = {"full": 1 / 3, "selective": 1 / 3 * (1 - parts["attention"] / model)}.get(shape.remat, 0.0)
+    mlp = sum(parts[part] for part in ("dense_mlp", "router", "shared_experts", "routed_experts"))
+    again = {"full": 1 / 3, "attention": mlp / model / 3}.get(shape.remat, 0.0)
     executed = {"bf16": model * (1 + again) / devices}
     held = shape.shard(*shape.weights)
-    passes = 2 + (shape.remat == "full")
+    passes = 2 + (shape.remat in ("attention", "full"))
     moved = (
         batch.microbatches * (passes * ACT * held * shape.mesh["fsdp"] + 10 * activations(shape)) + 7 * MASTER * held
     )
@@ -144,7 +155,7 @@ def collectives(shape: Shape, per_node: int) -> Iterator[Traffic]:
     """Of one step: weights gathered and gradients scattered over fsdp, tokens to experts and back, keys and values
     around the context ring, partial sums over tensor."""
     cfg, mesh, times, layers = shape.cfg, shape.mesh, shape.batch.microbatches, shape.cfg.num_hidden_layers
-    passes = 2 + (shape.remat == "full")  # forward, backward, and forward again
+    passes = 2 + (shape.remat in ("attention", "full"))  # forward, backward, and forward again
     gathered = shape.shard(*shape.weights) * mesh["fsdp"]
     frozen = shape.lora is not None
     activation = shape.tokens * cfg.hidden_size * ACT

@@ -12,13 +12,14 @@ from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora_shape import Lora
 from intellect_jax.parallel.axes import AXES, refuse_uneven
+from launch import estimates
 from launch.plan import estimate
 from launch.plan.memory import fits
 from launch.plan.model_flops import Batch
 from launch.plan.roofline import Roofline
 from launch.plan.targets import Target
 
-POLICIES = ("none", "selective", "full")
+POLICIES = ("none", "matmuls", "attention", "full")
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,13 @@ class Candidate:
         for axis, size in self.mesh.items():
             changed.parallel[axis] = size
         changed.trainer.rows, changed.trainer.microbatch_buckets = self.rows, (self.microbatches,)
-        changed.trainer.remat = remat_value(config, self.remat)
+        changed.trainer.remat = self.remat
         return changed
 
     @property
     def name(self) -> str:
         axes = " ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1)
         return f"{axes or 'one device'} remat={self.remat} rows={self.rows} microbatches={self.microbatches}"
-
-
-def remat_value(config: ConfigDict, policy: str) -> bool | str:
-    """As ``trainer.remat`` takes it."""
-    return policy if isinstance(config.trainer.remat, str) else policy != "none"
 
 
 def candidates(
@@ -66,7 +62,8 @@ def candidates(
     """
     scratch = config.copy_and_resolve_references()
     working = [mesh for mesh in meshes(devices) if _works(scratch, cfg, mesh, batch)]
-    found = [_candidate(config, cfg, target, mesh, policy, batch) for mesh in working for policy in policies]
+    moments = estimates.device_moments(config, cfg)
+    found = [_candidate(config, cfg, target, mesh, policy, batch, moments) for mesh in working for policy in policies]
     if not found:
         raise UserError(f"--devices={devices}: no mesh divides this policy and batch: change trainer.rows or --devices")
     fitting = [each for each in found if fits(target, each.memory)]
@@ -103,9 +100,15 @@ def _works(scratch: ConfigDict, cfg: ModelConfig, mesh: dict[str, int], batch: B
 
 
 def _candidate(
-    config: ConfigDict, cfg: ModelConfig, target: Target, mesh: dict[str, int], policy: str, batch: Batch
+    config: ConfigDict,
+    cfg: ModelConfig,
+    target: Target,
+    mesh: dict[str, int],
+    policy: str,
+    batch: Batch,
+    moments: float,
 ) -> Candidate:
     rows = prod(mesh[axis] for axis in ("data", "fsdp", "expert"))
     resized = replace(batch, rows=rows, microbatches=batch.rows * batch.microbatches // rows)
-    shape = estimate.Shape(cfg, resized, mesh, policy, Lora.from_config(config.lora))
+    shape = estimate.Shape(cfg, resized, mesh, policy, Lora.from_config(config.lora), moments)
     return Candidate(mesh, policy, rows, resized.microbatches, estimate.memory(shape), estimate.bound(shape, target))
