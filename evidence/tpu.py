@@ -35,7 +35,7 @@ def step_config() -> ConfigDict:
     config.model.update(GLM45_AIR)
     config.parallel.fsdp, config.parallel.expert = 16, 8
     trainer = config.trainer
-    trainer.rows, trainer.seq_buckets, trainer.microbatch_buckets, trainer.remat = CHIPS, (2048,), (4,), True
+    trainer.rows, trainer.seq_buckets, trainer.microbatch_buckets, trainer.remat = CHIPS, (2048,), (4,), "full"
     return config
 
 

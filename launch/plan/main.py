@@ -75,7 +75,7 @@ def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, co
     batch, lora = batch_of(config), Lora.from_config(config.lora)
     parts = step_flops(cfg, batch, frozen=lora is not None)
     kinds = memory.by_kind(compiled)
-    shape = estimate.Shape(cfg, batch, compiled.mesh, remat_name(config), lora)
+    shape = estimate.Shape.of(config, cfg, batch, compiled.mesh, config.trainer.remat)
     own = compiled.compiler == target.compiler and not compiled.refused
     if not own:  # temporaries of another compiler say nothing about this target
         kinds |= {kind: estimate.memory(shape)[kind] for kind in ("activations", "temporaries")}
@@ -87,7 +87,7 @@ def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, co
         "versions": compiled.versions,
         "mesh": compiled.mesh,
         "batch": {**vars(batch), "tokens": batch.tokens},
-        "remat": remat_name(config),
+        "remat": config.trainer.remat,
         "memory": kinds,
         "memory_by": "compiler" if own else "arithmetic for activations and temporaries, sharding for the rest",
         "host_memory": sum(size for kind, size in compiled.state.items() if kind.endswith("_host")),
@@ -110,11 +110,6 @@ def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, co
         },
         "compile": {key: getattr(compiled, key) for key in ("trace_seconds", "compile_seconds", "peak_rss")},
     }
-
-
-def remat_name(config: ConfigDict) -> str:
-    remat = config.trainer.remat
-    return remat if isinstance(remat, str) else "full" if remat else "none"
 
 
 def search_plans(

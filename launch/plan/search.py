@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
-from intellect_jax.models.lora_shape import Lora
 from intellect_jax.parallel.axes import AXES, refuse_uneven
 from launch.plan import estimate
 from launch.plan.memory import fits
@@ -18,7 +17,7 @@ from launch.plan.model_flops import Batch
 from launch.plan.roofline import Roofline
 from launch.plan.targets import Target
 
-POLICIES = ("none", "selective", "full")
+POLICIES = ("none", "matmuls", "attention", "full")  # of trainer.remat
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,13 @@ class Candidate:
         for axis, size in self.mesh.items():
             changed.parallel[axis] = size
         changed.trainer.rows, changed.trainer.microbatch_buckets = self.rows, (self.microbatches,)
-        changed.trainer.remat = remat_value(config, self.remat)
+        changed.trainer.remat = self.remat
         return changed
 
     @property
     def name(self) -> str:
         axes = " ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1)
         return f"{axes or 'one device'} remat={self.remat} rows={self.rows} microbatches={self.microbatches}"
-
-
-def remat_value(config: ConfigDict, policy: str) -> bool | str:
-    """As ``trainer.remat`` takes it."""
-    return policy if isinstance(config.trainer.remat, str) else policy != "none"
 
 
 def candidates(
@@ -107,5 +101,5 @@ def _candidate(
 ) -> Candidate:
     rows = prod(mesh[axis] for axis in ("data", "fsdp", "expert"))
     resized = replace(batch, rows=rows, microbatches=batch.rows * batch.microbatches // rows)
-    shape = estimate.Shape(cfg, resized, mesh, policy, Lora.from_config(config.lora))
+    shape = estimate.Shape.of(config, cfg, resized, mesh, policy)
     return Candidate(mesh, policy, rows, resized.microbatches, estimate.memory(shape), estimate.bound(shape, target))

@@ -11,7 +11,7 @@ def get_config(arg: str | None = None):
     config.model.num_hidden_layers = int(arg or 46)
     config.parallel.fsdp, config.parallel.expert, config.parallel.context = 8, 8, 2
     trainer, orchestrator, sampler = config.trainer, config.orchestrator, config.sampler
-    trainer.rows, trainer.seq_buckets, trainer.microbatch_buckets, trainer.remat = 64, (65536,), (64,), True
+    trainer.rows, trainer.seq_buckets, trainer.microbatch_buckets, trainer.remat = 64, (65536,), (64,), "full"
     orchestrator.batch_size, orchestrator.max_new_tokens, orchestrator.max_inflight_groups = 4096, 64512, 512
     sampler.max_len, sampler.prefill_buckets = 65536, (65536,)
     return config
