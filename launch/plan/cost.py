@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -46,7 +46,7 @@ class Collective:
 class Cost:
     """Of one device. ``kernels``: executions of kernels whose FLOPs the text does not tell, by name."""
 
-    flops: Counter[str] = field(default_factory=Counter)  # by dtype of the factors
+    flops: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by dtype of the factors
     bytes: float = 0.0
     collectives: Counter[Collective] = field(default_factory=Counter)  # -> executions
     kernels: Counter[str] = field(default_factory=Counter)
@@ -57,13 +57,12 @@ class Cost:
         return sum(self.flops.values())
 
     def add(self, other: Cost, times: int = 1) -> None:
-        for mine, theirs in (
-            (self.flops, other.flops),
-            (self.collectives, other.collectives),
-            (self.kernels, other.kernels),
-        ):
-            for key, value in theirs.items():
-                mine[key] += value * times
+        for dtype, flops in other.flops.items():
+            self.flops[dtype] += flops * times
+        for collective, executions in other.collectives.items():
+            self.collectives[collective] += executions * times
+        for kernel, executions in other.kernels.items():
+            self.kernels[kernel] += executions * times
         self.bytes += other.bytes * times
         self.unknown_loops += other.unknown_loops
 

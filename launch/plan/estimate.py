@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
+from ml_collections import ConfigDict
+
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora_shape import Lora
 from intellect_jax.parallel.axes import AXES
@@ -19,20 +21,27 @@ from launch.plan.roofline import Roofline, Traffic, roofline
 from launch.plan.targets import Target
 
 ACT, MASTER = 2, 4  # bytes of activations and gathered weights, of masters and gradients
+_ATTENTION, _MLP = ("projections", "attention"), ("dense_mlp", "router", "shared_experts", "routed_experts")
 _HEAD_CHUNK = 2048  # tokens whose logits exist at once
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What an estimate is of: ``remat`` as the key ``trainer.remat``, ``moments`` the bytes of optimizer state on the
-    device for a trained parameter."""
+    """What an estimate is of. ``moments``: bytes that an optimizer keeps on the device for one trained parameter."""
 
     cfg: ModelConfig
     batch: Batch
     mesh: Mapping[str, int]
-    remat: str
+    remat: str  # as ``trainer.remat``
     lora: Lora | None = None
     moments: float = 8.0
+
+    @classmethod
+    def of(cls, config: ConfigDict, cfg: ModelConfig, batch: Batch, mesh: Mapping[str, int], remat: str) -> Shape:
+        """With the optimizer and adapters of a configuration."""
+        optimizer = config.trainer.optimizer
+        moments = estimates.BYTES[optimizer.moments_dtype] * (1 if optimizer.name == "muon" else 2)
+        return cls(cfg, batch, mesh, remat, Lora.from_config(config.lora), 0 if optimizer.offload else moments)
 
     @property
     def tokens(self) -> float:
@@ -89,28 +98,27 @@ def kept_full(shape: Shape, moe: bool) -> float:
 
 
 def kept_attention(shape: Shape, moe: bool) -> float:
-    """A layer's input, what attention reads and writes, and the stream after it."""
+    """A layer's input and what its attention half makes."""
     return 2 * shape.cfg.hidden_size + _attention(shape)
 
 
 def kept_matmuls(shape: Shape, moe: bool) -> float:
-    """These and the results of the MLP's matrix products but the last, of routed experts that too."""
-    cfg, tensor = shape.cfg, shape.mesh["tensor"]
-    if not moe:
-        return kept_attention(shape, moe) + 2 * cfg.intermediate_size / tensor
-    visited = cfg.num_experts_per_tok * (2 * cfg.moe_intermediate_size / tensor + cfg.hidden_size)
-    return kept_attention(shape, moe) + visited + 2 * cfg.n_shared_experts * cfg.moe_intermediate_size / tensor
+    """Besides, what the MLP's products make."""
+    return kept_attention(shape, moe) + _mlp(shape, moe, 2)
 
 
 def kept_none(shape: Shape, moe: bool) -> float:
     """Everything that a gradient needs."""
+    return 4 * shape.cfg.hidden_size + 2 * _attention(shape) + _mlp(shape, moe, 3)
+
+
+def _mlp(shape: Shape, moe: bool, widths: int) -> float:
+    """``widths`` arrays of an MLP's width, and of routed rows what goes in and comes out."""
     cfg, tensor = shape.cfg, shape.mesh["tensor"]
-    if moe:
-        visited = cfg.num_experts_per_tok * (3 * cfg.moe_intermediate_size / tensor + 2 * cfg.hidden_size)
-        mlp = visited + 3 * cfg.n_shared_experts * cfg.moe_intermediate_size / tensor
-    else:
-        mlp = 3 * cfg.intermediate_size / tensor
-    return 4 * cfg.hidden_size + 2 * _attention(shape) + mlp
+    if not moe:
+        return widths * cfg.intermediate_size / tensor
+    routed = cfg.num_experts_per_tok * (widths * cfg.moe_intermediate_size / tensor + 2 * cfg.hidden_size)
+    return routed + widths * cfg.n_shared_experts * cfg.moe_intermediate_size / tensor
 
 
 def _attention(shape: Shape) -> float:
@@ -140,11 +148,11 @@ def bound(shape: Shape, target: Target) -> Roofline:
     devices, batch = prod(shape.mesh.values()), shape.batch
     parts = step_flops(shape.cfg, batch, frozen=shape.lora is not None)
     model = sum(parts.values())
-    mlp = sum(parts[part] for part in ("dense_mlp", "router", "shared_experts", "routed_experts"))
-    again = {"full": 1 / 3, "attention": mlp / model / 3}.get(shape.remat, 0.0)
-    executed = {"bf16": model * (1 + again) / devices}
+    halves = {"full": _ATTENTION + _MLP, "attention": _MLP}.get(shape.remat, ())  # computed again
+    again = sum(parts[part] for part in halves) / 3
+    executed = {"bf16": (model + again) / devices}
     held = shape.shard(*shape.weights)
-    passes = 2 + (shape.remat in ("attention", "full"))
+    passes = 2 + (shape.remat == "full")
     moved = (
         batch.microbatches * (passes * ACT * held * shape.mesh["fsdp"] + 10 * activations(shape)) + 7 * MASTER * held
     )
@@ -155,7 +163,7 @@ def collectives(shape: Shape, per_node: int) -> Iterator[Traffic]:
     """Of one step: weights gathered and gradients scattered over fsdp, tokens to experts and back, keys and values
     around the context ring, partial sums over tensor."""
     cfg, mesh, times, layers = shape.cfg, shape.mesh, shape.batch.microbatches, shape.cfg.num_hidden_layers
-    passes = 2 + (shape.remat in ("attention", "full"))  # forward, backward, and forward again
+    passes = 2 + (shape.remat == "full")  # forward, backward, and forward again
     gathered = shape.shard(*shape.weights) * mesh["fsdp"]
     frozen = shape.lora is not None
     activation = shape.tokens * cfg.hidden_size * ACT

@@ -75,7 +75,7 @@ def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, co
     batch, lora = batch_of(config), Lora.from_config(config.lora)
     parts = step_flops(cfg, batch, frozen=lora is not None)
     kinds = memory.by_kind(compiled)
-    shape = estimate.Shape(cfg, batch, compiled.mesh, config.trainer.remat, lora)
+    shape = estimate.Shape.of(config, cfg, batch, compiled.mesh, config.trainer.remat)
     own = compiled.compiler == target.compiler and not compiled.refused
     if not own:  # temporaries of another compiler say nothing about this target
         kinds |= {kind: estimate.memory(shape)[kind] for kind in ("activations", "temporaries")}

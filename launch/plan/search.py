@@ -10,16 +10,14 @@ from ml_collections import ConfigDict
 
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
-from intellect_jax.models.lora_shape import Lora
 from intellect_jax.parallel.axes import AXES, refuse_uneven
-from launch import estimates
 from launch.plan import estimate
 from launch.plan.memory import fits
 from launch.plan.model_flops import Batch
 from launch.plan.roofline import Roofline
 from launch.plan.targets import Target
 
-POLICIES = ("none", "matmuls", "attention", "full")
+POLICIES = ("none", "matmuls", "attention", "full")  # of trainer.remat
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ def candidates(
     """
     scratch = config.copy_and_resolve_references()
     working = [mesh for mesh in meshes(devices) if _works(scratch, cfg, mesh, batch)]
-    moments = estimates.device_moments(config, cfg)
-    found = [_candidate(config, cfg, target, mesh, policy, batch, moments) for mesh in working for policy in policies]
+    found = [_candidate(config, cfg, target, mesh, policy, batch) for mesh in working for policy in policies]
     if not found:
         raise UserError(f"--devices={devices}: no mesh divides this policy and batch: change trainer.rows or --devices")
     fitting = [each for each in found if fits(target, each.memory)]
@@ -100,15 +97,9 @@ def _works(scratch: ConfigDict, cfg: ModelConfig, mesh: dict[str, int], batch: B
 
 
 def _candidate(
-    config: ConfigDict,
-    cfg: ModelConfig,
-    target: Target,
-    mesh: dict[str, int],
-    policy: str,
-    batch: Batch,
-    moments: float,
+    config: ConfigDict, cfg: ModelConfig, target: Target, mesh: dict[str, int], policy: str, batch: Batch
 ) -> Candidate:
     rows = prod(mesh[axis] for axis in ("data", "fsdp", "expert"))
     resized = replace(batch, rows=rows, microbatches=batch.rows * batch.microbatches // rows)
-    shape = estimate.Shape(cfg, resized, mesh, policy, Lora.from_config(config.lora), moments)
+    shape = estimate.Shape.of(config, cfg, resized, mesh, policy)
     return Candidate(mesh, policy, rows, resized.microbatches, estimate.memory(shape), estimate.bound(shape, target))
