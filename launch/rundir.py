@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "checkpoint",
     "export",
     "monitor",
+    "bench",
     "launch",
 )
 

@@ -8,17 +8,17 @@ import time
 import jax
 import jax.numpy as jnp
 
-_SIDES = {"cpu": 1536, "gpu": 8192, "tpu": 8192}  # of the square matrices: large enough for the device's best rate
-_SECONDS = 0.5  # of one measurement, about
+SIDES = {"cpu": 1536, "gpu": 8192, "tpu": 8192}  # of the square matrices: large enough for the device's best rate
+SECONDS = 0.5  # of one measurement, about
 
 
 def matmul_rate(dtype: str) -> float:
     """FLOP/s of square products in ``dtype`` on one device: the best of three measurements."""
-    side = _SIDES.get(jax.default_backend(), 8192)
+    side = SIDES.get(jax.default_backend(), 8192)
     a, b = (jax.random.normal(jax.random.key(i), (side, side), jnp.dtype(dtype)) for i in range(2))
     multiply = jax.jit(jnp.matmul)
     once = _seconds(multiply, a, b, 2) / 2
-    times = max(2, round(_SECONDS / max(once, 1e-6)))
+    times = max(2, round(SECONDS / max(once, 1e-6)))
     return 2 * side**3 * times / min(_seconds(multiply, a, b, times) for _ in range(3))
 
 
