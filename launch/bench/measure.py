@@ -8,7 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-SIDES = {"cpu": 1536, "gpu": 8192, "tpu": 8192}  # of the square matrices: large enough for the device's best rate
+SIDES = {"cpu": 1024, "gpu": 8192, "tpu": 8192}  # of the square matrices: large enough for the device's best rate
 SECONDS = 0.5  # of one measurement, about
 
 
