@@ -4,10 +4,11 @@
     python -m launch sft --config=configs/glm45_air_sft.py:stage2 --config.model.path=STAGE1 --config.sft.data=FILE
 
 Stage 1, general: rows of 65,536 tokens. Stage 2, agents: rows of 98,304, from the folder ``export`` in stage 1's run
-directory. About 33 million tokens a step; a process of the first command on each of 64 hosts of 8 H200s. The report
-gives neither the time nor a score of its own; a step is about 2.4e18 model FLOPs, 12 s at 40% of 512 H200s. Nothing
-here has run at that size: learning rate, optimizer, rows and tokens a step are the report's, the mesh is this project's
-own choice. Without ``model.path`` the shape below with fresh weights is what ``plan`` and ``bench`` look at.
+directory. About 33 million tokens a step. Hardware: 512 H200s, on each of their 64 hosts a trainer process. The report
+gives neither the time nor a score of its own. A step is at most 1.0e19 and 1.3e19 model FLOPs (rows of one document
+each): 50 and 64 s at 40% of what the datasheet says of 512 H200s. Nothing here has run at that size: learning rate,
+optimizer, rows and tokens a step are the report's, the mesh is this project's own choice. Without ``model.path`` the
+shape below with fresh weights is what ``plan`` and ``bench`` look at.
 """
 
 from intellect_jax.config import default_config

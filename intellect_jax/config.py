@@ -240,6 +240,7 @@ SCHEMA: dict[str, Any] = {
         "offload_activations": Key(False, "keep in host memory what trainer.remat keeps"),
         "router_replay": Key(True, "use the experts that the sampler chose for each token"),
         "platform": Key("", "JAX platform of the trainer; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
+        "gpu_memory": Key(0.0, "share of each GPU's memory that a process takes (0: JAX's own choice, 3/4)", share),
         "batch_timeout": Key(600.0, "longest wait for a batch without a sign of life, seconds", above(0)),
     },
     "parallel": {
@@ -317,6 +318,7 @@ SCHEMA: dict[str, Any] = {
         "on_update": Key("reprefill", "running requests at a weight update", one_of("reprefill", "keep_kv", "wait")),
         "request_timeout": Key(120.0, "longest generation request, seconds", above(0)),
         "platform": Key("", "JAX platform of the sampler; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
+        "gpu_memory": Key(0.0, "share of each GPU's memory that a server takes (0: JAX's own choice, 3/4)", share),
         "dtype": Key("bfloat16", "dtype the sampler computes in", one_of("bfloat16", "float32")),
     },
     "weights": {

@@ -60,7 +60,7 @@ def refuse_trainer(config: ConfigDict) -> None:
 
 
 def refuse_shape(config: ConfigDict, cfg: ModelConfig) -> None:
-    """What finds nothing to act on in this policy; devices that the processes do not share out or lengths do not fit."""
+    """What finds nothing to act on in this policy; devices not shared out, or of another number."""
     refuse_absent(Lora.from_config(config.lora), cfg)
     refuse_without_bias(config.trainer.router_bias_rate, cfg)
     if estimates.runs_on_cpu(config.trainer.platform):

@@ -1,7 +1,7 @@
 """Our step as a side of the race (see sides.py).
 
-python ours.py WORK: WORK has ``config.json`` (of a run), ``batch.npz`` (streams [M, R, S]). Answers ``steps N`` on stdin
-with a JSON line on stdout.
+python ours.py WORK: WORK has ``config.json`` (of a run) and ``batch.npz`` (streams [M, R, S]). Answers ``steps N`` on
+stdin with a JSON line on stdout.
 """
 
 from __future__ import annotations
