@@ -6,7 +6,11 @@
 A step is: forward, log-probabilities of the trained tokens, masked importance ratios (IcePop), backward, clipping,
 AdamW. PyTorch first tries what the shape names (experts implementation, torch.compile) and goes on with the fastest.
 Then both take turns; the ratio is the median over rounds of their seconds a step. Ours computes entropies, too. Both
-must say the same loss and gradient norm on the same weights, or there is no result. The last line is JSON.
+must say the same loss and gradient norm on the same weights, or there is no result. The last line is JSON, with what
+share of a dense matrix product's rate, measured here, and of the datasheet's each side's model FLOPs are.
+
+glm_block, for a GPU: a dense and a mixture-of-experts layer of GLM-4.5-Air, bfloat16 over float32 masters and moments;
+4 microbatches of a packed row of 16,384 tokens. A GPU holds one side at a time: every round starts both again.
 """
 
 from __future__ import annotations
@@ -123,7 +127,8 @@ def take_turns(shape: Shape, sides: tuple[Side, Side], rounds: int, steps: int) 
     return said
 
 
-def figures(shape: Shape, work: Work, said: list[list[Json]]) -> Json:
+def figures(shape: Shape, work: Work, said: list[list[Json]], rates: Json) -> Json:
+    """Medians over the rounds; ``rates``: FLOP/s over which model FLOPs are utilised, by name, None where unknown."""
     seconds = [[median(answer["seconds"]) for answer in answers] for answers in said]
     flops = step_flops(shape.model, work)
     ratios = [theirs / mine for mine, theirs in zip(*seconds, strict=True)]
@@ -133,6 +138,7 @@ def figures(shape: Shape, work: Work, said: list[list[Json]]) -> Json:
             "tokens_per_s": round(shape.tokens / median(times), 1),
             "step_s": round(median(times), 4),
             "model_flops_per_s": round(flops / median(times)),
+            **{f"mfu_{rate}": per_s and round(flops / median(times) / per_s, 4) for rate, per_s in rates.items()},
             "peak_bytes": max(answer["peak_bytes"] for answer in answers),
         }
     found["ours"]["recompilations"] = max(answer["recompilations"] for answer in said[0])
@@ -148,11 +154,14 @@ def race(shape: Shape, python: str, work: Path, rounds: int, steps: int) -> Json
         if not shape.resident:
             mine.stop()
         best, tried = fastest_peer(shape, peers, first, steps)
-        found = figures(shape, todo, take_turns(shape, (mine, best), rounds, steps))
+        said = take_turns(shape, (mine, best), rounds, steps)
+        rates = {rate: mine.about[f"{rate}_flops_per_s"] for rate in ("measured_matmul", "datasheet")}
+        found = figures(shape, todo, said, rates)
     finally:
         for side in (mine, *peers):
             side.stop()
     return found | {
+        **{f"{rate}_flops_per_s": per_s for rate, per_s in rates.items()},
         "peer": best.name,
         "peers_step_s": {name: seconds and round(seconds, 4) for name, seconds in tried.items()},
         "device": mine.about["device"],
@@ -166,7 +175,7 @@ def race(shape: Shape, python: str, work: Path, rounds: int, steps: int) -> Json
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch_python", default=str(ORACLE), help="interpreter that has PyTorch and transformers")
-    parser.add_argument("--shape", choices=SHAPES, default="cpu15m")
+    parser.add_argument("--shape", choices=SHAPES, default="cpu15m", help="glm_block needs a GPU")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="of each side in a round")
     parser.add_argument("--out", type=Path, help="also write the figures there")

@@ -1,13 +1,13 @@
 """INTELLECT-3's reinforcement learning of GLM-4.5-Air (arXiv 2512.16144): 106 B parameters, 12 B of them active.
 
     python -m launch plan --config=configs/glm45_air_rl.py --devices=128 --target=h200 --fleet_devices=352
-    python -m launch trainer --config=configs/glm45_air_rl.py --config.model.path=FOLDER --config.run.root=SHARED …
+    python -m launch trainer|orchestrator|sampler|env --config=configs/glm45_air_rl.py --config.model.path=FOLDER …
 
 Hardware: 480 H200s, 128 for the trainer and 352 for the fleet, on nodes that share a file system. The published run
 took about 1,500 s a step and ended at AIME 2024 90.8, AIME 2025 88.0 and LiveCodeBench v6 69.3. Nothing here has run at
 that size: the keys are the report's, the mesh is this project's own choice, and the environments are stand-ins, as
-those of the report are no part of it. ``model.path`` is the folder that configs/glm45_air_sft.py ends with; without one,
-the shape below with fresh weights is what ``plan`` and ``bench`` look at.
+those of the report are no part of it. ``model.path`` is the folder that configs/glm45_air_sft.py ends with; without
+one, the shape below with fresh weights is what ``plan`` and ``bench`` look at.
 """
 
 from intellect_jax.config import default_config, env

@@ -19,7 +19,8 @@ from intellect_jax.config import from_plain
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.trainer import setup
 from intellect_jax.types import PackedBatch
-from launch.bench.measure import peak_bytes
+from launch.bench.measure import matmul_rate, peak_bytes
+from launch.bench.rates import datasheet
 
 
 def main(work: Path) -> None:
@@ -29,9 +30,14 @@ def main(work: Path) -> None:
     state = trainer.init_state()
     batch = PackedBatch(1, dict(np.load(work / "batch.npz")))
     rate = config.trainer.optimizer.learning_rate
-    device = jax.devices()[0].device_kind
-    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
-    print(json.dumps({"versions": versions, "device": device}), flush=True)
+    device, dtype = jax.devices()[0].device_kind, config.model.compute_dtype
+    about = {
+        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "device": device,
+        "measured_matmul_flops_per_s": matmul_rate(dtype),
+        "datasheet_flops_per_s": datasheet(device, dtype),
+    }
+    print(json.dumps(about), flush=True)
     warm = False
     for line in sys.stdin:
         answer: dict[str, list[float]] = {"seconds": [], "losses": [], "norms": []}
