@@ -48,6 +48,10 @@ def axis_size(value) -> str | None:
     return None if value == -1 or value >= 1 else "at least 1, or -1"
 
 
+def segment_length(value) -> str | None:
+    return None if value == 0 or value >= 4 else "at least 4, or 0"
+
+
 def above(low) -> Callable[[Any], str | None]:
     return lambda value: None if value > low else f"greater than {low}"
 
@@ -236,6 +240,7 @@ SCHEMA: dict[str, Any] = {
         "offload_activations": Key(False, "keep in host memory what trainer.remat keeps"),
         "router_replay": Key(True, "use the experts that the sampler chose for each token"),
         "platform": Key("", "JAX platform of the trainer; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
+        "gpu_memory": Key(0.0, "share of each GPU's memory that a process takes (0: JAX's own choice, 3/4)", share),
         "batch_timeout": Key(600.0, "longest wait for a batch without a sign of life, seconds", above(0)),
     },
     "parallel": {
@@ -314,6 +319,7 @@ SCHEMA: dict[str, Any] = {
         "on_update": Key("reprefill", "running requests at a weight update", one_of("reprefill", "keep_kv", "wait")),
         "request_timeout": Key(120.0, "longest generation request, seconds", above(0)),
         "platform": Key("", "JAX platform of the sampler; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
+        "gpu_memory": Key(0.0, "share of each GPU's memory that a server takes (0: JAX's own choice, 3/4)", share),
         "dtype": Key("bfloat16", "dtype the sampler computes in", one_of("bfloat16", "float32")),
     },
     "weights": {
@@ -343,6 +349,14 @@ SCHEMA: dict[str, Any] = {
     },
     "monitor": {
         "tensorboard": Key(False, "also write every metric for TensorBoard, in <run>/tensorboard", tensorboard),
+    },
+    "bench": {
+        "steps": Key(10, "steps that `launch bench` measures", at_least(1)),
+        "warmup_steps": Key(2, "steps before them", at_least(1)),
+        "microbatches": Key(0, "microbatches of a step (0: the largest of trainer.microbatch_buckets)", at_least(0)),
+        "rows": Key(0, "rows of a microbatch (0: trainer.rows)", at_least(0)),
+        "length": Key(0, "tokens of a row (0: the largest of trainer.seq_buckets)", at_least(0)),
+        "segment": Key(0, "mean length of a made-up sample, tokens (0: a quarter of a row)", segment_length),
     },
     "launch": {
         "threads": Key(0, "CPU threads of each JAX process (0: JAX's own choice)", at_least(0)),

@@ -99,6 +99,11 @@ RULES: tuple[Rule, ...] = (
         "only one axis may be -1 and take the devices that are left",
     ),
     Rule(
+        ("trainer.gpu_memory", "sampler.gpu_memory", "sampler.num_servers"),
+        lambda c: not c.sampler.urls and c.trainer.gpu_memory + c.sampler.gpu_memory * c.sampler.num_servers > 1,
+        "the processes of one machine share its GPUs: at most 1 in all",
+    ),
+    Rule(
         ("weights.keep", "orchestrator.max_off_policy_steps"),
         lambda c: c.weights.keep < c.orchestrator.max_off_policy_steps + 2,
         "keep at least max_off_policy_steps + 2 versions: the trainer may be so far ahead of the fleet",

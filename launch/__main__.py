@@ -19,6 +19,7 @@ python -m launch eval    --config=…    evaluate the run's newest version, or t
 python -m launch export  --config=… [--checkpoint=STEP] [--out=FOLDER]    a checkpoint as a Hugging Face folder
 python -m launch plan    --config=… --devices=N --target=h100|h200|b200|v5p|v6e|cpu [--search] [--fleet_devices=N]
     [--out=FILE]    compile the step for hardware that is not there: memory, FLOPs, collectives, time, what bounds it
+python -m launch bench   --config=…    the trainer's speed and memory on made-up data, as JSON lines
 python -m launch trainer|orchestrator|sampler|env --config=… [--index=N]   one role, here
     Slurm, Kubernetes and several trainer processes: docs/multi_host.md
 
@@ -53,6 +54,7 @@ def _command(arguments: command_line.Arguments) -> int:
         "eval": commands.evaluate,
         "export": commands.export,
         "plan": commands.plan,
+        "bench": commands.bench,
     }
     return by_name.get(arguments.command, commands.role)(arguments)
 

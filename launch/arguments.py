@@ -8,7 +8,7 @@ from intellect_jax.errors import UserError
 from launch.suggestions import nearest
 
 ROLES = ("trainer", "orchestrator", "sampler", "env")
-COMMANDS = ("run", "sft", "eval", "export", "plan", *ROLES)
+COMMANDS = ("run", "sft", "eval", "export", "plan", "bench", *ROLES)
 SWITCHES = ("fresh", "dry_run", "help", "search")
 VALUES = ("config", "index", "checkpoint", "out", "devices", "target", "fleet_devices")
 NUMBERS = ("index", "devices", "fleet_devices")

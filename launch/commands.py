@@ -119,6 +119,28 @@ def plan(arguments: Arguments) -> int:
     return DONE
 
 
+def bench(arguments: Arguments) -> int:
+    """The trainer's step on made-up batches. Neither data, environments nor a run directory are needed."""
+    resolved = resolve(arguments)
+    config = resolved.config
+    _take_batch_shape(config)
+    preflight.refuse_trainer(config)
+    if arguments.dry_run:
+        return _dry_run(resolved, write=False)
+    os.environ |= roles.environment(config, "trainer")
+    from launch.bench.main import main  # only now: it imports JAX
+
+    return main(config)
+
+
+def _take_batch_shape(config: ConfigDict) -> None:
+    """Leaves the trainer one batch shape: what ``bench`` asks for, the largest of the config where it asks for none."""
+    asked, trainer = config.bench, config.trainer
+    trainer.microbatch_buckets = (asked.microbatches or max(trainer.microbatch_buckets),)
+    trainer.seq_buckets = (asked.length or max(trainer.seq_buckets),)
+    trainer.rows = asked.rows or trainer.rows
+
+
 def role(arguments: Arguments) -> int:
     """One role in this process: what the supervisor, Slurm or Kubernetes starts."""
     resolved = resolve(arguments)

@@ -39,13 +39,8 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
     refuse_environments(config)
     tokenizer, cfg = refuse_model(config)
     if "trainer" in roles:
-        refuse_absent(Lora.from_config(config.lora), cfg)
-        refuse_without_bias(config.trainer.router_bias_rate, cfg)
+        refuse_shape(config, cfg)
         refuse_bad_record(config, tokenizer)
-        if estimates.runs_on_cpu(config.trainer.platform):
-            refuse_uneven(axis_sizes(config.parallel, estimates.trainer_cpu_devices(config)), config, cfg)
-        else:
-            refuse_shared_devices(config)
     refuse_small_machine(config, cfg, resolved.run_dir, roles)
 
 
@@ -56,6 +51,22 @@ def refuse_shared_devices(config: ConfigDict) -> None:
         raise UserError(
             f"distributed.local_devices=0: must say how many devices of this machine each of {count} processes takes"
         )
+
+
+def refuse_trainer(config: ConfigDict) -> None:
+    """What the trainer's step needs by itself: a policy, and devices that its shape fits."""
+    refuse_missing_paths(config)
+    refuse_shape(config, refuse_model(config)[1])
+
+
+def refuse_shape(config: ConfigDict, cfg: ModelConfig) -> None:
+    """What finds nothing to act on in this policy; devices not shared out, or of another number."""
+    refuse_absent(Lora.from_config(config.lora), cfg)
+    refuse_without_bias(config.trainer.router_bias_rate, cfg)
+    if estimates.runs_on_cpu(config.trainer.platform):
+        refuse_uneven(axis_sizes(config.parallel, estimates.trainer_cpu_devices(config)), config, cfg)
+    else:
+        refuse_shared_devices(config)
 
 
 def refuse_missing_paths(config: ConfigDict) -> None:

@@ -70,6 +70,8 @@ def environment(config: ConfigDict, role: str) -> dict[str, str]:
     if config.launch.threads:
         # NPROC sizes XLA's CPU thread pool; no XLA_FLAGS entry does (tried on jax 0.10.2).
         variables |= {"NPROC": str(config.launch.threads), "OMP_NUM_THREADS": str(config.launch.threads)}
+    if role in ("trainer", "sampler") and config[role].gpu_memory:
+        variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(config[role].gpu_memory)
     if role == "trainer" and config.distributed.local_devices:
         variables["JAX_NUM_CPU_DEVICES"] = str(config.distributed.local_devices)
     return variables

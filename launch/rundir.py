@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "run.root",
     "trainer.max_steps",
     "trainer.platform",
+    "trainer.gpu_memory",
     "trainer.batch_timeout",
     "distributed",
     "orchestrator.address",
@@ -37,10 +38,12 @@ MAY_CHANGE = (
     "sampler.decode_steps",
     "sampler.request_timeout",
     "sampler.platform",
+    "sampler.gpu_memory",
     "weights.keep",
     "checkpoint",
     "export",
     "monitor",
+    "bench",
     "launch",
 )
 

@@ -9,6 +9,7 @@ Shape suffixes: M microbatches, R rows, S tokens of a row, L MoE layers, K exper
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -134,6 +135,8 @@ def accumulate(
     """
     counts = {c: jnp.maximum(jnp.sum(members(batch, c)), 1).astype(jnp.float32) for c in COMPONENTS}
     grad_fn = jax.grad(microbatch_loss, has_aux=True)
+    if batch["tokens"].shape[0] == 1:  # nothing to add up, and no second set of gradients to keep
+        return grad_fn(params, cfg, jax.tree.map(itemgetter(0), batch), counts, options, base)
 
     def add(carry, micro):
         def run(carry):

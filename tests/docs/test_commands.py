@@ -22,7 +22,7 @@ STANDALONE = [block for block in blocks("python") if not block.text.startswith("
 def test_command_works(clone, monkeypatch, page, command):
     words = shlex.split(command, comments=True)
     monkeypatch.chdir(clone)
-    runner = RUNNERS.get(" ".join(words[:3])) or RUNNERS.get(words[0])
+    runner = RUNNERS.get(" ".join(words[:3])) or RUNNERS.get(" ".join(words[:2])) or RUNNERS.get(words[0])
     assert runner, f"{page}: no rule how to try {command!r}"
     runner(words)
 
@@ -108,8 +108,16 @@ def run(argv: list[str], folder=None) -> None:
     assert done.returncode == 0, f"{argv}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
+def compare(words: list[str]) -> None:
+    """PyTorch may not be here, and the comparison takes minutes: tests/oracle runs it small."""
+    helped = subprocess.run([sys.executable, words[1], "--help"], capture_output=True, text=True, timeout=60)
+    assert helped.returncode == 0, helped.stderr
+    assert all(word.split("=")[0] in helped.stdout for word in words[2:]), words
+
+
 RUNNERS = {
     "python -m launch": launch,
+    "python benchmarks/trainer_vs_torch.py": compare,
     "python": python,
     "make": make,
     "pip": pip,
