@@ -34,7 +34,7 @@ def get_config(arg: str | None = None):
     sft.decay_steps = 350
 
     trainer = config.trainer
-    trainer.max_steps = 165
+    trainer.max_steps = 180
     trainer.optimizer.learning_rate = 1e-3
     trainer.optimizer.b2 = 0.99
     trainer.remat = "full"  # a quarter faster on a CPU: what a scan keeps costs more than computing it again

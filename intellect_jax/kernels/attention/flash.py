@@ -72,7 +72,7 @@ class Hops:
         """See ``chunked.forward``."""
         start, stop = _ranges(queries, keys)
         ranges = base.Mask(k_start=start[:, None], k_end=stop[:, None])
-        out, (largest, total) = _run(*map(_padded, (q, k, v)), ranges, self.device)
+        out, (largest, total) = _run(_padded(q), _padded(k), _padded(v), ranges, self.device)
         out, lse = out[:, : q.shape[1]], (largest + jnp.log(total)).mT[:, : q.shape[1]]
         sees = (start < stop)[:, : q.shape[1], None]
         return jnp.where(sees[..., None], out, 0.0).astype(jnp.float32), jnp.where(sees, lse, -jnp.inf)
@@ -82,9 +82,10 @@ class Hops:
         start, stop = _ranges(queries, keys)
         ranges = base.Mask(k_start=start[:, None], k_end=stop[:, None])
         lse = _padded(finite(lse)).mT
-        padded = map(_padded, (q, k, v))
-        found = _gradients(*padded, ranges, self.device, _padded(out), (lse, jnp.ones_like(lse)), _padded(grad))
-        return tuple(x[:, : like.shape[1]].astype(jnp.float32) for x, like in zip(found, (q, k, v), strict=True))
+        results = (_padded(out), (lse, jnp.ones_like(lse)), _padded(grad))
+        dq, dk, dv = _gradients(_padded(q), _padded(k), _padded(v), ranges, self.device, *results)
+        s, t = q.shape[1], k.shape[1]
+        return dq[:, :s].astype(jnp.float32), dk[:, :t].astype(jnp.float32), dv[:, :t].astype(jnp.float32)
 
 
 def _ranges(queries: Tokens, keys: Tokens) -> tuple[Int[Array, "b s"], Int[Array, "b s"]]:

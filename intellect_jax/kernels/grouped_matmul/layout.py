@@ -5,6 +5,7 @@ Shape suffixes: T tokens, K experts per token, E experts, P rows of the buffer, 
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -58,7 +59,7 @@ def _dispatch_fwd(x, layout):
 
 
 def _dispatch_bwd(layout, grad):
-    return sum(_by_choice(grad, layout)).astype(grad.dtype), None
+    return reduce(jnp.add, _by_choice(grad, layout)).astype(grad.dtype), None
 
 
 dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)

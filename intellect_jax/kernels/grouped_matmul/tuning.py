@@ -50,7 +50,7 @@ def _choose(key: str, kind: str, kernels: dict[str, Kernel], *shapes: jax.ShapeD
     names = list(kernels)
     found = names[0]
     if jax.process_index() == 0:
-        found = _read().get(key, {}).get("kernel")
+        found = _read().get(key, {}).get("kernel", "")
         if found not in names:
             with jax.transfer_guard("allow"):
                 found = _measured(key, kind, kernels, *shapes)
