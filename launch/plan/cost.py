@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from launch.plan.hlo import Computation, Instruction, Module, Shape
+from launch.plan.kernels import known_kernel
 from launch.plan.traffic import traffic
 from launch.plan.windows import convolution_flops
 
@@ -30,6 +31,7 @@ COLLECTIVES = (
 _DIMS = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=(mesh\[.*?\}|\{\}|\{\{.*?\}\}|\[\S*)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_TOKAMAX = re.compile(r'__type[\\": ]+tokamax\.[\w.]*\.(\w+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -125,8 +127,9 @@ class _Counter:
         elif "fmha" in target:
             cost.flops[_factor(where, instruction).dtype] += _fmha_flops(where, instruction, target)
         elif kind := kernel_name(instruction, target):
-            if kind in self.kernel_flops:
-                cost.flops[_factor(where, instruction).dtype] += self.kernel_flops[kind]
+            flops = self.kernel_flops.get(kind) or known_kernel(kind, where, instruction)
+            if flops:
+                cost.flops[_factor(where, instruction).dtype] += flops
             else:
                 cost.kernels[kind] += 1
 
@@ -135,6 +138,8 @@ def kernel_name(instruction: Instruction, target: str) -> str:
     """The name of a hand-written (Pallas) kernel, empty for any other custom call."""
     if not any(word in target for word in ("triton", "mosaic", "tpu_custom_call")):
         return ""
+    if match := _TOKAMAX.search(instruction.attributes):
+        return match[1]
     match = _OP_NAME.search(instruction.attributes)
     return match[1].rpartition("/")[2] if match else target
 
