@@ -15,11 +15,13 @@ def known_kernel(name: str, where: Computation, instruction: Instruction) -> flo
     expert, [rows, inner] and [experts, inner, outer].
     """
     shapes = [where.instructions[operand].shape.dims for operand in instruction.operands[:2]]
+    if len(shapes) < 2:
+        return 0.0
     if "FlashAttention" in name:
         queries, keys = shapes
         products = 2 if not name.endswith("Vjp") else 4 if len(instruction.shapes) > 1 else 3
         return products * prod(queries) * float(keys[-3])
-    if "RaggedDot" in name:
+    if "RaggedDot" in name and len(shapes[0]) == 2:
         rows, _ = shapes[0]
         matrix = shapes[1] if len(shapes[1]) == 3 else instruction.shape.dims
         return 2.0 * rows * prod(matrix[-2:])
