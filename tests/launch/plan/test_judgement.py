@@ -72,7 +72,7 @@ def test_the_report_tells_all_of_it():
     text = report.table(judged(COMPILED), TARGETS["h200"])
     for part in ("fsdp=8 expert=8 context=2", "FITS", "72.6 GB", "200 GB in      100", "bound by     compute"):
         assert part in text, text
-    assert "without the FLOPs of mystery" in text and "1 loops of unknown length" in text
+    assert "without the FLOPs of mystery" in text and "1 loops are as long as data say" in text
     assert "on its host" in text
 
 
