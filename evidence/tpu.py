@@ -95,6 +95,9 @@ def train_step() -> dict[str, Any]:
         "memory": memory.by_kind(compiled),
         "fits": memory.fits(TARGETS[TARGET], memory.by_kind(compiled)),
         "executed_flops": compiled.executed_flops,
+        "traced_flops": compiled.traced_flops / CHIPS,
+        "unknown_loops": compiled.unknown_loops,
+        "unknown_kernels": compiled.kernels,
         "seconds": round(compiled.trace_seconds + compiled.compile_seconds, 1),
         "peak_rss": compiled.peak_rss,
     }

@@ -16,6 +16,7 @@ from math import prod
 
 from launch.plan.hlo import Computation, Instruction, Module, Shape
 from launch.plan.kernels import known_kernel
+from launch.plan.loops import trip_count
 from launch.plan.traffic import traffic
 from launch.plan.windows import convolution_flops
 
@@ -142,24 +143,6 @@ def kernel_name(instruction: Instruction, target: str) -> str:
         return match[1]
     match = _OP_NAME.search(instruction.attributes)
     return match[1].rpartition("/")[2] if match else target
-
-
-def trip_count(module: Module, where: Computation, loop: Instruction) -> int | None:
-    """How often a loop runs: as the compiler noted, or as its condition compares a counter from 0 with a constant."""
-    if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
-        return int(match[1])
-    limits = _integer_constants(module, loop.called["condition"])
-    return limits.pop() if len(limits) == 1 else None
-
-
-def _integer_constants(module: Module, name: str) -> set[int]:
-    found = set()
-    for instruction in module.computations[name].instructions.values():
-        if instruction.opcode == "constant" and re.fullmatch(r"\d+", instruction.arguments):
-            found.add(int(instruction.arguments))
-        for inside in instruction.called.values():
-            found |= _integer_constants(module, inside)
-    return found
 
 
 def _factor(where: Computation, instruction: Instruction) -> Shape:

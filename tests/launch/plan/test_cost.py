@@ -107,6 +107,17 @@ def test_trip_counts_are_read_off_the_condition_where_the_compiler_noted_none():
     assert cost.count(hlo.parse(LOOP)).total_flops == 12 * 2 * 4**3
 
 
+def test_trip_counts_may_be_handed_to_the_loop():
+    text = LOOP.replace("s32[] constant(12)", "s32[] get-tuple-element(%p.1), index=2")
+    start = """%zero = s32[] constant(0)
+  %x.9 = f32[4,4]{1,0} constant({...})
+  %nine = s32[] constant(9)
+  %a = (s32[], f32[4,4], s32[]) tuple(%zero, %x.9, %nine)
+  ROOT %w"""
+    text = text[: text.index("  %a = ")] + "  " + start + text[text.index("%w") + 2 :]
+    assert cost.count(hlo.parse(text)).total_flops == 9 * 2 * 4**3
+
+
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
     counted = cost.count(hlo.parse(LOOP.replace("s32[] constant(12)", "s32[] get-tuple-element(%p.1), index=0")))
     assert counted.total_flops == 2 * 4**3 and counted.unknown_loops == 1
