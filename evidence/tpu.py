@@ -56,11 +56,11 @@ GLM45_AIR = {
 
 
 def engine_config() -> ConfigDict:
-    """Qwen3-30B-A3B, 32 requests of up to 8192 tokens."""
+    """Qwen3-30B-A3B, 64 requests of up to 2048 tokens."""
     config = default_config()
     config.model.update(QWEN3_30B_A3B)
     sampler = config.sampler
-    sampler.slots, sampler.max_len, sampler.prefill_buckets, sampler.prefill_rows = 32, 8192, (2048, 8192), 4
+    sampler.slots, sampler.max_len, sampler.prefill_buckets, sampler.prefill_rows = 64, 2048, (2048,), 4
     sampler.deterministic = True  # one size of each program
     return config
 
@@ -95,6 +95,9 @@ def train_step() -> dict[str, Any]:
         "memory": memory.by_kind(compiled),
         "fits": memory.fits(TARGETS[TARGET], memory.by_kind(compiled)),
         "executed_flops": compiled.executed_flops,
+        "traced_flops": compiled.traced_flops / CHIPS,
+        "unknown_loops": compiled.unknown_loops,
+        "unknown_kernels": compiled.kernels,
         "seconds": round(compiled.trace_seconds + compiled.compile_seconds, 1),
         "peak_rss": compiled.peak_rss,
     }

@@ -64,7 +64,8 @@ def compile_request(request: Request) -> Compiled:
     arguments = (state, setup.batch_specs(config, cfg, mesh, shape), rate, base)
     compiled.state = state_bytes(*arguments)
     start = time.monotonic()
-    traced = setup.jit_step(config, cfg, mesh, optimizer, state).trace(*arguments)
+    with jax.default_device(devices[0]):  # kernels that ask which device they are for
+        traced = setup.jit_step(config, cfg, mesh, optimizer, state).trace(*arguments)
     compiled.traced_flops = jaxpr.matmul_flops(traced.jaxpr)
     lowered = traced.lower(lowering_platforms=(request.compiler,))
     compiled.trace_seconds = time.monotonic() - start

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from math import prod
 
 from launch.plan.hlo import Computation, Instruction, Module, Shape
+from launch.plan.kernels import known_kernel
+from launch.plan.loops import trip_count
 from launch.plan.traffic import traffic
 from launch.plan.windows import convolution_flops
 
@@ -30,6 +32,7 @@ COLLECTIVES = (
 _DIMS = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=(mesh\[.*?\}|\{\}|\{\{.*?\}\}|\[\S*)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_TOKAMAX = re.compile(r'__type[\\": ]+tokamax\.[\w.]*\.(\w+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -125,8 +128,9 @@ class _Counter:
         elif "fmha" in target:
             cost.flops[_factor(where, instruction).dtype] += _fmha_flops(where, instruction, target)
         elif kind := kernel_name(instruction, target):
-            if kind in self.kernel_flops:
-                cost.flops[_factor(where, instruction).dtype] += self.kernel_flops[kind]
+            flops = self.kernel_flops.get(kind) or known_kernel(kind, where, instruction)
+            if flops:
+                cost.flops[_factor(where, instruction).dtype] += flops
             else:
                 cost.kernels[kind] += 1
 
@@ -135,26 +139,10 @@ def kernel_name(instruction: Instruction, target: str) -> str:
     """The name of a hand-written (Pallas) kernel, empty for any other custom call."""
     if not any(word in target for word in ("triton", "mosaic", "tpu_custom_call")):
         return ""
+    if match := _TOKAMAX.search(instruction.attributes):
+        return match[1]
     match = _OP_NAME.search(instruction.attributes)
     return match[1].rpartition("/")[2] if match else target
-
-
-def trip_count(module: Module, where: Computation, loop: Instruction) -> int | None:
-    """How often a loop runs: as the compiler noted, or as its condition compares a counter from 0 with a constant."""
-    if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
-        return int(match[1])
-    limits = _integer_constants(module, loop.called["condition"])
-    return limits.pop() if len(limits) == 1 else None
-
-
-def _integer_constants(module: Module, name: str) -> set[int]:
-    found = set()
-    for instruction in module.computations[name].instructions.values():
-        if instruction.opcode == "constant" and re.fullmatch(r"\d+", instruction.arguments):
-            found.add(int(instruction.arguments))
-        for inside in instruction.called.values():
-            found |= _integer_constants(module, inside)
-    return found
 
 
 def _factor(where: Computation, instruction: Instruction) -> Shape:

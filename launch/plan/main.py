@@ -79,7 +79,8 @@ def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, co
     own = compiled.compiler == target.compiler and not compiled.refused
     if not own:  # temporaries of another compiler say nothing about this target
         kinds |= {kind: estimate.memory(shape)[kind] for kind in ("activations", "temporaries")}
-    line = roofline(target, compiled.flops, compiled.traffic, compiled.collectives, sum(parts.values()), devices)
+    flops = executed_flops(config, compiled, devices)
+    line = roofline(target, flops, compiled.traffic, compiled.collectives, sum(parts.values()), devices)
     if compiled.refused:  # there is no program to read
         line = estimate.bound(shape, target)
     return {
@@ -94,7 +95,7 @@ def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, co
         "fits": not compiled.refused and memory.fits(target, kinds),
         "refused": compiled.refused,
         "model_flops": parts,
-        "executed_flops": compiled.executed_flops * devices,
+        "executed_flops": sum(flops.values()) * devices,
         "traced_flops": compiled.traced_flops,
         "unknown_loops": compiled.unknown_loops,
         "unknown_kernels": compiled.kernels,
@@ -110,6 +111,15 @@ def judge(config: ConfigDict, cfg: ModelConfig, target: Target, devices: int, co
         },
         "compile": {key: getattr(compiled, key) for key in ("trace_seconds", "compile_seconds", "peak_rss")},
     }
+
+
+def executed_flops(config: ConfigDict, compiled: Compiled, devices: int) -> dict[str, float]:
+    """Of one device, by dtype: as compiled, unless loops whose length depends on data (a CPU's over the rows of
+    experts) hide some; then as traced, where such products have the shapes of all rows."""
+    traced = compiled.traced_flops / devices
+    if compiled.unknown_loops == 0 or sum(compiled.flops.values()) >= traced:
+        return compiled.flops
+    return {"bf16" if config.model.compute_dtype == "bfloat16" else "f32": traced}
 
 
 def search_plans(

@@ -74,7 +74,7 @@ def _flops(found: dict[str, Any]) -> list[str]:
             f"several devices repeat (without that {found['traced_flops']:.4g})"
         )
     if found["unknown_loops"]:
-        lines.append(f"  {found['unknown_loops']} loops of unknown length are counted once")
+        lines.append(f"  {found['unknown_loops']} loops are as long as data say: products count as traced")
     if found["unknown_kernels"]:
         lines.append("  without the FLOPs of " + ", ".join(sorted(found["unknown_kernels"])))
     return lines

@@ -15,7 +15,7 @@ from launch.configuration import load
 from launch.plan.compile import Request, available, compile_step
 
 ROOT = Path(__file__).parents[3]
-RECIPE = ROOT / "tests/launch/plan/air.py"
+RECIPE = ROOT / "configs/glm45_air_rl.py"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not available("cuda"), reason="the CUDA compiler is not installed: make plan-cuda"),
@@ -38,7 +38,8 @@ def test_it_is_planned_within_three_minutes_and_six_gigabytes(tmp_path):
 
 def test_depth_costs_no_compile_time():
     def seconds(layers: int) -> float:
-        config = load(RECIPE, str(layers))
+        config = load(RECIPE)
+        config.model.num_hidden_layers = layers
         compiled = compile_step(Request(to_plain(config), 0, "h200", 128, "cuda"))
         return compiled.trace_seconds + compiled.compile_seconds
 

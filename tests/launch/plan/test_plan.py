@@ -35,7 +35,7 @@ def test_one_device(tmp_path):
     cfg, batch = ModelConfig.from_config(config.model, 0), Batch(16, 2, 32)
     assert found["model_flops"] == step_flops(cfg, batch)
     assert found["executed_flops"] == pytest.approx(found["traced_flops"], rel=0.03)
-    assert found["unknown_loops"] == 0 and found["collectives"] == []
+    assert found["collectives"] == []
     assert found["fits"] and found["memory_by"] == "compiler" and found["memory"]["parameters"] > 0
     assert found["memory"]["optimizer"] == pytest.approx(2 * found["memory"]["parameters"], rel=0.01)
     assert found["fleet"] and all(0 <= row["trainer_idle"] <= 1 for row in found["fleet"])
