@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from intellect_jax.config import default_config
+from intellect_jax.parallel.axes import AXES
 from intellect_jax.parallel.mesh import make_mesh
 from intellect_jax.trainer.optimizer import make_optimizer
 from intellect_jax.trainer.setup import abstract_state, abstract_trained
@@ -33,7 +34,7 @@ def update_on(name: str) -> tuple[Any, int]:
     config = default_config()
     config.trainer.optimizer.update(name="muon", weight_decay=0.1)
     config.trainer.optimizer.muon.dtype = "float32"
-    config.parallel.update(dict.fromkeys(config.parallel, 1) | axes)
+    config.parallel.update(dict.fromkeys(AXES, 1) | axes)
     mesh = make_mesh(config.parallel, jax.devices()[: int(np.prod(list(axes.values()), initial=1))])
     params = abstract_trained(CFG, None, mesh)
     optimizer = make_optimizer(config.trainer.optimizer, params)
