@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from launch.plan.hlo import Computation, Instruction, Module
+from launch.plan.loops import trip_count
 
 
 def kept_bytes(module: Module, gradients: set[tuple[int, ...]]) -> float:
-    """Bytes of every array that some loop fills slice by slice.
+    """Bytes of every array that some loop fills slice by slice, one an iteration.
 
     ``gradients``: shapes of one device's parameters; what has such a shape is a gradient or a parameter.
     """
@@ -14,16 +15,18 @@ def kept_bytes(module: Module, gradients: set[tuple[int, ...]]) -> float:
     for computation in module.computations.values():
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
-                total += _filled(module, module.computations[instruction.called["body"]], gradients)
+                times = trip_count(module, computation, instruction)
+                total += _filled(module, module.computations[instruction.called["body"]], times, gradients)
     return total
 
 
-def _filled(module: Module, body: Computation, gradients: set[tuple[int, ...]]) -> float:
+def _filled(module: Module, body: Computation, times: int | None, gradients: set[tuple[int, ...]]) -> float:
     root = body.instructions[body.root]
     if root.opcode != "tuple":
         return 0.0
     results = [body.instructions[name] for name in dict.fromkeys(root.operands)]
-    return sum(each.bytes for each in results if each.shape.dims not in gradients and _updates(module, body, each))
+    stacked = [each for each in results if each.shape.dims[:1] == (times,) and each.shape.dims not in gradients]
+    return sum(each.bytes for each in stacked if _updates(module, body, each))
 
 
 def _updates(module: Module, where: Computation, value: Instruction) -> bool:
