@@ -29,7 +29,7 @@ demo: install
 	$(BIN)/python -m launch --config=$(CONFIG) --fresh
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -m 'not slow and not oracle and not vllm and not soak'
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow and not oracle and not vllm and not soak'
 
 test-all: .venv/.installed-test oracle
 	$(BIN)/python -m pytest -m '(slow or oracle) and not vllm'

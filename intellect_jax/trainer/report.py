@@ -66,4 +66,9 @@ def sft_metrics(counts: np.ndarray, sums: dict[str, float]) -> dict[str, float]:
 
 def router_metrics(sums: dict[str, float]) -> dict[str, float]:
     """How evenly experts were loaded; nothing of a policy without experts."""
-    return {name.replace("router_", "router/", 1): value for name, value in sums.items() if name.startswith("router_")}
+    if "router_max_violation" not in sums:
+        return {}
+    return {
+        "router/max_violation": sums["router_max_violation"],
+        "router/load_entropy": sums["router_load_entropy"],
+    }

@@ -1,5 +1,3 @@
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,20 +108,3 @@ def test_memory_grows_with_the_tokens_alone():
     assert long < 8 * short
     assert wide < short + 4 * WIDTH * 131072 * 1.1
     assert long < 4 * 32768 * 32768 / 20  # one array of all logits
-
-
-def test_time_is_spent_on_members_only():
-    run = gradient(2048, 2048)
-    hidden, kernel, targets, temperature, _ = inputs(1, 2048, 2048, 1)
-    seconds = {}
-    for last in (2048, 128):
-        members = jnp.arange(2048)[None] >= 2048 - last
-        given = (hidden, kernel, targets.astype(jnp.int32), temperature, members)
-        jax.block_until_ready(run(*given))
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            jax.block_until_ready(run(*given))
-            times.append(time.perf_counter() - start)
-        seconds[last] = min(times)
-    assert seconds[128] < seconds[2048] / 2, seconds
