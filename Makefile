@@ -32,7 +32,7 @@ test: .venv/.installed-test
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow and not oracle and not vllm and not soak'
 
 test-all: .venv/.installed-test oracle
-	$(BIN)/python -m pytest -m '(slow or oracle) and not vllm'
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m '(slow or oracle) and not vllm'
 
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_it_measures_both_against_raw(tmp_path):
     argv = [sys.executable, "benchmarks/bridge.py", "--gigabytes=0.1", f"--folder={tmp_path}"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=200)

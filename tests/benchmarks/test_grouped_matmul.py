@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_it_measures_against_dense(tmp_path):
     out = tmp_path / "figures.json"
     argv = [sys.executable, "benchmarks/grouped_matmul.py", "--shapes=toy", "--rounds=2", f"--out={out}"]

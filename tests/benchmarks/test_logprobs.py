@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_it_compares_both_and_measures_memory(tmp_path):
     out = tmp_path / "figures.json"
     argv = [sys.executable, "benchmarks/logprobs.py", "--rounds=1", "--large=32,300,8", "--lengths=64", f"--out={out}"]

@@ -42,6 +42,7 @@ def check(updates, flops, mesh: str) -> None:
     assert flops["one"] == EXPECTED and share == 1 / 8
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_one_device_and_its_work_shared_evenly(tmp_path):
     check(*run(tmp_path / "out.npz", "one", "expert=2,fsdp=2,tensor=2"), "expert=2,fsdp=2,tensor=2")
 
