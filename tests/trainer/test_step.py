@@ -52,7 +52,7 @@ def make_samples(params, rng, count=9):
 LENGTH = 16  # one sequence a row, so that every sequence compiles once: causal attention never looks at the padding
 
 
-@quick_jit
+@jax.jit
 def sequence_logits(params, padded):
     positions = jnp.arange(LENGTH)[None]
     return logits(params, CFG, forward(params, CFG, padded, positions, jnp.ones_like(positions)).hidden)[0]
