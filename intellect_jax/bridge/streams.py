@@ -55,7 +55,9 @@ class Fetcher:
                 piece = _merger(where, dtype, adapter.lora, batch_axes)(array, a, b, at)
             else:
                 piece = _slicer(where, dtype)(array, at)
-            self._pieces[key] = piece.addressable_data(0)
+            # One gather at a time: a process that only takes part would start many at once, and hold their memory. On
+            # CPUs, whose threads wait for the other processes, that ended in all waiting for each other for ever.
+            self._pieces[key] = jax.block_until_ready(piece.addressable_data(0))
             if len(self._pieces) > 2:  # gate and up of fused experts alternate
                 self._pieces.popitem(last=False)
         piece = self._pieces[key]
