@@ -6,10 +6,12 @@ errors: of logprobs, entropy and the gradients to hidden states and kernel, the 
 
 import json
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from intellect_jax.config import default_config
 from intellect_jax.kernels.logprobs import member_logprobs
@@ -47,6 +49,10 @@ def values(logprobs_of, where):
     return [np.asarray(x) for x in (*outputs, *gradients)], gradients
 
 
+def on_mesh(mesh: Mesh, x: jax.Array, *names: str | None) -> jax.Array:
+    return jax.device_put(x, sharding(mesh, *names))
+
+
 def main(meshes: list[str]) -> None:
     expected, _ = values(member_logprobs, lambda x, *_: jnp.asarray(x))
     errors = {}
@@ -55,8 +61,7 @@ def main(meshes: list[str]) -> None:
         sizes = {name: int(size) for name, size in (part.split("=") for part in text.split())}
         config.parallel.update(dict.fromkeys(AXES, 1) | sizes)
         mesh = make_mesh(config.parallel)
-        place = lambda x, *names, mesh=mesh: jax.device_put(x, sharding(mesh, *names))  # noqa: E731
-        found, gradients = values(make_logprobs(mesh), place)
+        found, gradients = values(make_logprobs(mesh), partial(on_mesh, mesh))
         assert gradients[1].sharding.is_equivalent_to(sharding(mesh, "embed", "vocab"), 2), text
         errors[text] = list(map(relative_error, found, expected))
     print(json.dumps(errors))
