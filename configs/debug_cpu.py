@@ -34,8 +34,10 @@ def get_config(arg: str | None = None):
     sft.decay_steps = 350
 
     trainer = config.trainer
-    trainer.max_steps = 180
+    trainer.max_steps = 150
     trainer.optimizer.learning_rate = 1e-3
+    trainer.optimizer.schedule = "wsd"  # the last steps, ever smaller, bring the exact answers
+    trainer.optimizer.decay_steps = 50
     trainer.optimizer.b2 = 0.99
     trainer.remat = "full"  # a quarter faster on a CPU: what a scan keeps costs more than computing it again
     trainer.rows = 16

@@ -10,13 +10,15 @@ Shape suffixes: E groups, P rows, D in, F out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import dynamic_slice_in_dim, dynamic_update_slice_in_dim, fori_loop
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 _BLOCK = 32  # rows; XLA's matmuls on a CPU are no faster with more, and fewer are masked
+_LONG = 96  # rows of a group
 
 
 def rows(x: Float[Array, "p d"], w: Float[Array, "e d f"], sizes: Int[Array, " e"]) -> Float[Array, "p f"]:
@@ -30,64 +32,78 @@ def rows_transposed(x: Float[Array, "p f"], w: Float[Array, "e d f"], sizes: Int
 
 
 def _rows(x: Array, w: Array, sizes: Array, transposed: bool) -> Array:
-    block = min(_BLOCK, x.shape[0])
+    block, dtype, x = min(_BLOCK, x.shape[0]), x.dtype, _wide(x)
+    many = x.shape[0] > _LONG * w.shape[0]  # rows of a group: transposing its matrix once is cheaper than every block's
 
     def group(e: Array, blocks: Blocks, y: Array) -> Array:
-        matrix = w[e].T if transposed else w[e]
-        matrix = jax.lax.optimization_barrier(matrix)  # else it is transposed again for each block
+        matrix = _wide(w[e].T if transposed and many else w[e])  # without its barrier transposed again for each block
+        contracted = (((1,), (1 if transposed and not many else 0,)), ((), ()))
 
-        def step(start: Array, inside: Array, y: Array) -> Array:
-            part = jnp.dot(dynamic_slice_in_dim(x, start, block), matrix)
+        def step(j: Array, y: Array) -> Array:
+            start, inside = blocks.at(j)
+            part = jax.lax.dot_general(dynamic_slice_in_dim(x, start, block), matrix, contracted)
             part = jnp.where(inside, part, dynamic_slice_in_dim(y, start, block))
             return dynamic_update_slice_in_dim(y, part, start, 0)
 
-        return blocks(step, y)
+        return fori_loop(0, blocks.count, step, y)
 
     width = w.shape[1 if transposed else 2]
-    return _each_group(sizes, x.shape[0], block, group, jnp.zeros((x.shape[0], width), x.dtype))
+    return _each_group(sizes, x.shape[0], block, group, jnp.zeros((x.shape[0], width), x.dtype)).astype(dtype)
 
 
 def products(x: Float[Array, "p d"], g: Float[Array, "p f"], sizes: Int[Array, " e"]) -> Float[Array, "e d f"]:
     """xᵀ g of each group's rows, summed in float32; zero for groups without any."""
-    block = min(_BLOCK, x.shape[0])
+    block, dtype, x, g = min(_BLOCK, x.shape[0]), x.dtype, _wide(x), _wide(g)
 
     def group(e: Array, blocks: Blocks, out: Array) -> Array:
-        def step(start: Array, inside: Array, total: Array) -> Array:
-            left, right = (jnp.where(inside, dynamic_slice_in_dim(a, start, block), 0) for a in (x, g))
+        def product(j: Array | int) -> Array:
+            start, inside = blocks.at(j)
+            left = jnp.where(inside, dynamic_slice_in_dim(x, start, block), 0)
             left = jax.lax.optimization_barrier(left.T)  # XLA's matmul is slower with a transposed left side
-            return total + jnp.dot(left, right, preferred_element_type=jnp.float32)
+            return jnp.dot(left, dynamic_slice_in_dim(g, start, block))
 
-        total = blocks(step, jnp.zeros(out.shape[1:], jnp.float32))
-        return out.at[e].set(total.astype(out.dtype))
+        # Of many groups most have but one block or two: adding the first one to zeros would cost as much as itself.
+        total = fori_loop(1, blocks.count, lambda j, total: total + product(j), product(0))
+        return dynamic_update_slice_in_dim(out, total[None], e, 0)
 
     out = jnp.zeros((sizes.size, x.shape[1], g.shape[1]), x.dtype)
-    return _each_group(sizes, x.shape[0], block, group, out)
+    return _each_group(sizes, x.shape[0], block, group, out).astype(dtype)
 
 
-Step = Callable[[Array, Array, Array], Array]  # start of a block, which of its rows belong to the group, carry
-Blocks = Callable[[Step, Array], Array]
+def _wide(a: Array) -> Array:
+    """In float32, behind a barrier: XLA's small bfloat16 matmuls, into which it would fold this, are scalar loops."""
+    return jax.lax.optimization_barrier(a.astype(jnp.float32))
+
+
+class Blocks(NamedTuple):
+    """The blocks of one group's rows, of which a buffer of ``rows`` rows has those from ``first`` to ``end``."""
+
+    first: Int[Array, ""]
+    end: Int[Array, ""]
+    block: int
+    rows: int
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        return (self.end - self.first + self.block - 1) // self.block
+
+    def at(self, j: Array | int) -> tuple[Int[Array, ""], Bool[Array, "block 1"]]:
+        """Where block j starts, and which of its rows belong to it: a slice may not reach past the buffer."""
+        wanted = self.first + j * self.block
+        start = jnp.minimum(wanted, self.rows - self.block)
+        row = start + jnp.arange(self.block)
+        return start, ((row >= wanted) & (row < self.end))[:, None]
 
 
 def _each_group(
     sizes: Int[Array, " e"], rows: int, block: int, group: Callable[[Array, Blocks, Array], Array], carry: Array
 ) -> Array:
-    """Folds ``group`` over the groups that have rows; the function that it gets folds a step over their blocks."""
+    """Folds ``group`` over the groups that have rows."""
     ends = jnp.cumsum(sizes)
     filled_groups = jnp.argsort(sizes == 0, stable=True)
 
     def body(i: Array, carry: Array) -> Array:
         e = filled_groups[i]
-        first, end = ends[e] - sizes[e], ends[e]
-
-        def blocks(step: Step, inner: Array) -> Array:
-            def one(j: Array, inner: Array) -> Array:
-                wanted = first + j * block
-                start = jnp.minimum(wanted, rows - block)  # a slice may not reach past the buffer
-                row = start + jnp.arange(block)
-                return step(start, ((row >= wanted) & (row < end))[:, None], inner)
-
-            return fori_loop(0, (sizes[e] + block - 1) // block, one, inner)
-
-        return group(e, blocks, carry)
+        return group(e, Blocks(ends[e] - sizes[e], ends[e], block, rows), carry)
 
     return fori_loop(0, jnp.sum(sizes > 0), body, carry)
