@@ -135,7 +135,9 @@ SCHEMA: dict[str, Any] = {
                 "after warm-up; wsd: stable, then linearly to 0 over decay_steps",
                 one_of("constant", "linear", "cosine", "wsd"),
             ),
-            "decay_steps": Key(0, "last steps, over which the rate of wsd falls", at_least(0)),
+            "decay_steps": Key(
+                0, "last steps, over which the rate of wsd falls; a shorter run's falls throughout", at_least(0)
+            ),
             "b1": Key(0.9, "Adam's first-moment decay", share),
             "b2": Key(0.95, "Adam's second-moment decay", share),
             "eps": Key(1e-8, "Adam's epsilon", above(0)),

@@ -139,14 +139,6 @@ RULES: tuple[Rule, ...] = (
         "wsd, and only wsd, needs decay_steps above 0",
     ),
     Rule(
-        ("trainer.optimizer.warmup_steps", "trainer.optimizer.decay_steps", "trainer.max_steps"),
-        lambda c: (
-            c.trainer.optimizer.schedule == "wsd"
-            and 0 < c.trainer.max_steps < c.trainer.optimizer.warmup_steps + c.trainer.optimizer.decay_steps
-        ),
-        "warm-up and decay of wsd must fit into the run",
-    ),
-    Rule(
         ("trainer.optimizer.moments_dtype", *_DECAYS),
         lambda c: c.trainer.optimizer.moments_dtype == "bfloat16" and any(_get(c, key) > 0.99 for key in _DECAYS),
         "bfloat16 moments stand still unless each step changes them by a hundredth: use decays of at most 0.99, or "

@@ -19,9 +19,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from intellect_jax.bridge.companions import copy_tokenizer, write_json
 from intellect_jax.bridge.huggingface import entries, fused_name
 from intellect_jax.bridge.policy import Policy
-from intellect_jax.bridge.save import copy_tokenizer, replace_folder, write_json
+from intellect_jax.bridge.save import replace_folder
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora import Adapter, abstract_adapter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,18 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from intellect_jax.bridge import families, plan
-from intellect_jax.bridge.families import hf_config
+from intellect_jax.bridge import plan
+from intellect_jax.bridge.companions import write_companions, write_json
 from intellect_jax.bridge.huggingface import hf_tensor, to_hf
 from intellect_jax.bridge.plan import Output
 from intellect_jax.bridge.policy import Policy
-from intellect_jax.bridge.source import INDEX, TOKENIZER_FILES, Source
+from intellect_jax.bridge.source import INDEX, Source
 from intellect_jax.bridge.streams import BackgroundWriter, Fetcher, FlushingFile
-from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.parallel.processes import meet
 from intellect_jax.transport import safetensors_file
-
-Json = dict[str, Any]
 
 
 def save_pretrained(
@@ -54,10 +50,7 @@ def save_pretrained(
     meet("export: weights written")
     if first:
         _write_index(work, files)
-        copy_tokenizer(tokenizer or policy.source, work)
-        special = _special_ids(work) if tokenizer else {}
-        write_json(work / "config.json", _with_ids(_config(policy, source, dtype), special))
-        write_json(work / "generation_config.json", _with_ids(_generation_config(source), special))
+        write_companions(work, policy.config, source, dtype, tokenizer)
         replace_folder(work, out)
     meet("export: folder renamed")
 
@@ -116,48 +109,6 @@ def _write_index(folder: Path, files: list[list[Output]]) -> None:
     weight_map = {t.name: name for name, of in zip(plan.file_names(len(files)), files, strict=True) for t in of}
     size = sum(tensor.nbytes for tensors in files for tensor in tensors)
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
-
-
-def _config(policy: Policy, source: Source | None, dtype: str) -> Json:
-    """The source's config.json with another dtype, or one of this policy's shape."""
-    if source:
-        named: Json = {key: dtype for key in ("dtype", "torch_dtype") if key in source.config}
-        return {**source.config, **named}
-    family = families.of(policy.config)
-    values = hf_config.write(policy.config, family.MODEL_TYPE, family.ARCHITECTURE, family.to_hf_config(policy.config))
-    return {**values, "torch_dtype": dtype}
-
-
-def _generation_config(source: Source | None) -> Json:
-    path = source and source.folder / "generation_config.json"
-    return json.loads(path.read_text()) if path and path.is_file() else {}
-
-
-def copy_tokenizer(folder: str | Path | None, target: Path) -> None:
-    for file in (Path(folder) / name for name in TOKENIZER_FILES) if folder else ():
-        if file.is_file():
-            shutil.copyfile(file, target / file.name)
-
-
-def _special_ids(folder: Path) -> dict[str, int]:
-    """The ids of the tokenizer that config files name."""
-    tokenizer = load_tokenizer(folder)
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return {name: value for name, value in ids.items() if value is not None}
-
-
-def _with_ids(values: Json, special: dict[str, int]) -> Json:
-    """``values`` with the special token ids, except where they are among several that ``values`` name."""
-
-    def known(name: str, token: int) -> bool:
-        value = values.get(name)
-        return token in (value if isinstance(value, list) else [value])
-
-    return {**values, **{name: token for name, token in special.items() if not known(name, token)}}
-
-
-def write_json(path: Path, content: Json) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def replace_folder(work: Path, final: Path) -> None:

@@ -27,13 +27,14 @@ def sft_rates(sft: ConfigDict) -> np.ndarray:
 
 
 def _stable_then_decay(peak: float, steps: int, decay_steps: int) -> optax.Schedule:
-    """``peak``, and over the last ``decay_steps`` of ``steps`` linearly to 0; without these constant.
+    """``peak``, and over the last ``decay_steps`` of ``steps`` (or all, if they are fewer) linearly to 0; with 0 constant.
 
     What follows the warm-up in WSD (MiniCPM, arXiv 2404.06395, section 4), whose decay may have any shape.
     """
     if decay_steps == 0:
         return optax.constant_schedule(peak)
-    return optax.linear_schedule(peak, 0.0, decay_steps, transition_begin=max(steps - decay_steps, 0))
+    falling = max(min(decay_steps, steps), 1)
+    return optax.linear_schedule(peak, 0.0, falling, transition_begin=max(steps - falling, 0))
 
 
 def _table(peak: float, warmup: int, after: optax.Schedule, steps: int) -> np.ndarray:
