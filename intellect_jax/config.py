@@ -29,6 +29,7 @@ from intellect_jax.config_checks import (
     share,
     tcp_address,
     tensorboard,
+    texts,
     zero_or_at_least,
 )
 from intellect_jax.models.config import TRAITS
@@ -242,11 +243,14 @@ SCHEMA: dict[str, Any] = {
         "address": Key("", "where workers find the orchestrator; empty: chosen at start", tcp_address),
     },
     "sampler": {
-        "backend": Key("jax", "rollout engine", one_of("jax")),
+        "backend": Key("jax", "rollout engine", one_of("jax", "vllm")),
+        "python": Key("", "interpreter of the environment that has vLLM: .venv-vllm/bin/python after `make vllm`"),
+        "arguments": Key((), "further command line arguments of vLLM, e.g. ('--tensor-parallel-size=8',)", texts),
+        "kv_cache_gib": Key(1, "memory of vLLM's KV cache on a CPU, GiB", at_least(1)),
         "num_servers": Key(1, "servers that the launcher starts", at_least(1)),
         "urls": Key((), "base URLs of the fleet; empty: chosen at start", http_addresses),
-        "slots": Key(64, "requests that decode together (JAX engine)", at_least(1)),
-        "max_len": Key(64, "longest prompt plus answer, tokens (JAX engine)", at_least(2)),
+        "slots": Key(64, "requests that decode together", at_least(1)),
+        "max_len": Key(64, "longest prompt plus answer, tokens", at_least(2)),
         "prefill_buckets": Key((32, 64), "padded prompt lengths, tokens; each compiles once", increasing),
         "prefill_rows": Key(16, "prompts prefilled together", at_least(1)),
         "decode_steps": Key(1, "tokens decoded per host round trip", at_least(1)),

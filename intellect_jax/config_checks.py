@@ -32,6 +32,10 @@ def axis_size(value) -> str | None:
     return None if value == -1 or value >= 1 else "at least 1, or -1"
 
 
+def texts(value: Any) -> str | None:
+    return None if all(isinstance(text, str) for text in value) else "a tuple of texts"
+
+
 def segment_length(value) -> str | None:
     return None if value == 0 or value >= 4 else "at least 4, or 0"
 

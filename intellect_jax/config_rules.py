@@ -47,7 +47,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("sampler.prefill_buckets", "sampler.max_len"),
-        lambda c: max(c.sampler.prefill_buckets) != c.sampler.max_len,
+        lambda c: c.sampler.backend == "jax" and max(c.sampler.prefill_buckets) != c.sampler.max_len,
         "the largest prefill bucket must equal max_len, so that a running request can be recomputed",
     ),
     Rule(
@@ -102,6 +102,17 @@ RULES: tuple[Rule, ...] = (
         ("trainer.gpu_memory", "sampler.gpu_memory", "sampler.num_servers"),
         lambda c: not c.sampler.urls and c.trainer.gpu_memory + c.sampler.gpu_memory * c.sampler.num_servers > 1,
         "the processes of one machine share its GPUs: at most 1 in all",
+    ),
+    Rule(
+        ("sampler.backend", "sampler.python", "sampler.urls"),
+        lambda c: c.sampler.backend == "vllm" and not c.sampler.python and not c.sampler.urls,
+        "vLLM lives in an environment of its own: `make vllm`, then sampler.python='.venv-vllm/bin/python'; or give "
+        "the urls of servers that run already",
+    ),
+    Rule(
+        ("sampler.backend", "sampler.on_update"),
+        lambda c: c.sampler.backend == "vllm" and c.sampler.on_update == "keep_kv",
+        "vLLM forgets its cache at every update: use reprefill or wait",
     ),
     Rule(
         ("weights.keep", "orchestrator.max_off_policy_steps"),

@@ -25,7 +25,7 @@ from intellect_jax.parallel.axes import axis_sizes, refuse_uneven
 from launch import addresses, estimates
 from launch.configuration import Resolved
 
-PATHS = ("model.path", "tokenizer.path", "sft.data", "eval.weights")
+PATHS = ("model.path", "tokenizer.path", "sft.data", "eval.weights", "sampler.python")
 GIB = 2**30
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
+
+from intellect_jax.children import die_with_parent
 
 # What JAX writes before it ends a process whose peer is gone.
 LOST = "Terminating process because the JAX distributed service detected fatal errors"
 FATAL = "FATAL"  # a role's last words in its log start with this; what follows is why it ended
-_PR_SET_PDEATHSIG = 1
 
 
 def start(argv: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -32,23 +30,8 @@ def start(argv: list[str], environment: dict[str, str], log: Path) -> subprocess
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(),
         )
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """What a new process calls between fork and exec; None where the kernel has no such promise (not Linux)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: afterwards only prctl itself runs
-    parent = os.getpid()
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
-
-    return ask
 
 
 def kill_group(process: subprocess.Popen[bytes], timeout: float = 10.0) -> None:

@@ -23,6 +23,7 @@ ENTRY_POINTS = {
     "sampler": "intellect_jax.sampler.main",
     "env": "intellect_jax.environments.worker",
 }
+VLLM = "intellect_jax.sampler.vllm_server.main"  # the sampler's, where vLLM makes the rollouts
 SERVICES = ("sampler", "env")  # roles that run until they are told to end
 
 
@@ -102,7 +103,8 @@ def _run(role: str, config: ConfigDict, run_dir: Path, index: int | None) -> int
         partner_timeout=config.launch.heartbeat_timeout,
     )
     try:
-        main = importlib.import_module(ENTRY_POINTS[role]).main
+        vllm = role == "sampler" and config.sampler.backend == "vllm"
+        main = importlib.import_module(VLLM if vllm else ENTRY_POINTS[role]).main
         return main(config, run_dir) if role == "orchestrator" else main(config, run_dir, index)
     except UserError as error:
         logging.critical("%s %s", FATAL, error)

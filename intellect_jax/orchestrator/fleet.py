@@ -6,6 +6,8 @@ It speaks vLLM's routes, so that it does not matter which implementation serves 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 import os
 import time
@@ -16,7 +18,7 @@ from typing import Any
 import aiohttp
 from ml_collections import ConfigDict
 
-from intellect_jax.orchestrator.generation import BadGeneration, Generation, parse_generation
+from intellect_jax.orchestrator.generation import BadGeneration, Generation, lacks_weights, parse_generation
 from intellect_jax.orchestrator.servers import NoRoom, Server, Servers
 from intellect_jax.types import Version
 
@@ -50,6 +52,8 @@ class Fleet:
         self._attempts = config.orchestrator.max_attempts
         self._outage = config.launch.start_timeout
         self._pause = _PAUSE[config.sampler.on_update]
+        # A request with a seed of its own slows vLLM down on a GPU; with chunked prefill it ends the CPU engine (0.32).
+        self._vllm = config.sampler.backend == "vllm"
         self._latest: tuple[str, Version] | None = None  # manifest, version
         self._session: aiohttp.ClientSession | None = None
         self.asked = self.answered = 0  # requests so far, refused and failed ones included
@@ -80,7 +84,7 @@ class Fleet:
         RequestRefused, BadGeneration for an answer that must not be trained on, and FleetError when every try failed or
         no server had room in time.
         """
-        params = {**sampling_params, "logprobs": 1} | ({} if seed is None else {"seed": seed})
+        params = {**sampling_params, "logprobs": 1} | ({} if self._vllm or seed is None else {"seed": seed})
         body = {"model": "policy", "token_ids": list(token_ids), "sampling_params": params, "stream": False}
         failures: list[str] = []
         attempt, pauses, outage_ends = 0, 0, time.monotonic() + self._outage
@@ -89,6 +93,8 @@ class Fleet:
                 async with self._servers.least_loaded(self._timeout) as server:
                     installs = server.installs
                     answer = await self._post(server, "/inference/v1/generate", body)
+                    if lacks_weights(answer):
+                        raise _ServerFailed(f"{server.url} has no weights yet", "no_weights", outage=True)
             except NoRoom as error:
                 failures.append(str(error))
                 break
@@ -148,11 +154,23 @@ class Fleet:
             await self._post(server, f"/pause?{self._pause}")
             try:
                 await self._post(server, "/start_weight_update")
-                await self._post(server, "/update_weights", {"update_info": {"manifest": manifest}})
+                await self._load(server, manifest, version)
                 await self._post(server, "/finish_weight_update", {"weight_version": str(version)})
-            finally:
-                await self._post(server, "/resume")
+            except BaseException:
+                with contextlib.suppress(_ServerFailed):  # what went wrong first is what counts
+                    await self._post(server, "/resume")
+                raise
+            await self._post(server, "/resume")
             server.version, server.installs = version, server.installs + 1
+
+    async def _load(self, server: Server, manifest: str, version: Version) -> None:
+        info = {"manifest": manifest, "version": str(version)}
+        try:
+            await self._post(server, "/update_weights", {"update_info": info})
+        except _ServerFailed as error:
+            if self._vllm and error.status == 500:  # it does not say why, its log does
+                raise _ServerFailed(str(error), "damaged_weights", status=500) from error
+            raise
 
     async def _recover(self, server: Server, pause: float) -> None:
         """Gives a server that failed the weights that it lacks, or else a rest."""
@@ -169,32 +187,44 @@ class Fleet:
 
     async def _post(self, server: Server, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The JSON answer; raises _ServerFailed for what another try may mend, RequestRefused for what none will."""
-        assert self._session is not None, "use `async with`"
-        timeout = aiohttp.ClientTimeout(total=self._timeout)
         self.asked += 1
         try:
-            async with self._session.post(server.url + path, json=body or {}, timeout=timeout) as response:
-                answer = await response.json(content_type=None)
-                status = response.status
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            try:
+                status, answer = await self._send(server, path, body)
+            except aiohttp.ServerDisconnectedError:  # it closed an idle connection while we took it up: vLLM after 5 s
+                status, answer = await self._send(server, path, body)
+        except (aiohttp.ClientError, TimeoutError) as error:
             unreachable = isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError))
             outage = unreachable and not isinstance(error, TimeoutError)
             raise _ServerFailed(f"{server.url}{path}: {type(error).__name__} {error}", outage=outage) from error
         finally:
             self.answered += 1
-        if status == 200:
-            return answer or {}
-        problem = answer.get("error", {}) if isinstance(answer, dict) else {}
-        text = f"{server.url}{path} answered {status}: {problem.get('message', answer)}"
+        if status == 200 and isinstance(answer, dict):
+            return answer
+        problem = answer.get("error") if isinstance(answer, dict) else None
+        problem = problem if isinstance(problem, dict) else {"message": answer}
+        text = f"{server.url}{path} answered {status}: {problem.get('message')}"
         if 400 <= status < 500:
             raise RequestRefused(text)
-        raise _ServerFailed(text, problem.get("code", ""), outage=status == 503)
+        raise _ServerFailed(text, problem.get("code", ""), outage=status == 503, status=status)
+
+    async def _send(self, server: Server, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        """Status and answer, which is text where it is not JSON."""
+        assert self._session is not None, "use `async with`"
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        async with self._session.post(server.url + path, json=body or {}, timeout=timeout) as response:
+            text = await response.text()
+            try:
+                return response.status, json.loads(text or "{}")
+            except ValueError:
+                return response.status, text[:200]
 
 
 class _ServerFailed(Exception):
-    def __init__(self, message: str, code: str = "", outage: bool = False):
+    def __init__(self, message: str, code: str = "", outage: bool = False, status: int = 0):
         super().__init__(message)
         self.code = code
+        self.status = status  # of its answer; 0: there was none
         self.outage = outage  # the server is not there, or not ready: a restart mends it
 
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from intellect_jax.types import Version
 
+NO_VERSION = "default"  # how vLLM calls the weights that it was started with, which nobody published
+
 
 class BadGeneration(Exception):
     """The answer contradicts itself or the request."""
@@ -30,6 +32,12 @@ class Generation:
     lineage: int
     finish_reason: str  # stop or length
     routed_experts: np.ndarray | None = None
+
+
+def lacks_weights(answer: dict[str, Any]) -> bool:
+    """Whether a server answered that has not been given a version yet: vLLM does not mind."""
+    spans = [span for choice in answer.get("choices") or [] for span in choice.get("weight_versions") or []]
+    return any(span.get("version") == NO_VERSION for span in spans)
 
 
 def parse_generation(answer: dict[str, Any], prompt_length: int, sampling_params: dict[str, Any]) -> Generation:

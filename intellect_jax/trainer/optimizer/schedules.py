@@ -27,7 +27,7 @@ def sft_rates(sft: ConfigDict) -> np.ndarray:
 
 
 def _stable_then_decay(peak: float, steps: int, decay_steps: int) -> optax.Schedule:
-    """``peak``, and over the last ``decay_steps`` of ``steps`` (or all, if they are fewer) linearly to 0; with 0 constant.
+    """``peak``, and over the last ``decay_steps`` of ``steps`` (all, if they are fewer) linearly to 0; 0: constant.
 
     What follows the warm-up in WSD (MiniCPM, arXiv 2404.06395, section 4), whose decay may have any shape.
     """

@@ -1,0 +1,88 @@
+"""vLLM's weight transfer backend that reads published versions from a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+from intellect_jax.sampler.vllm_plugin.reload import reload_weights
+from intellect_jax.transport.safetensors_file import dtype_name
+from intellect_jax.transport.weights import WeightError, read_manifest, read_tensors
+
+log = logging.getLogger(__name__)
+
+EXPECTED = "tensors.json"  # beside the model's config.json: name → [dtype, shape] of every tensor of a version
+HALF_LOADED = 72  # exit code: the model is neither the old one nor the new one, and nobody may sample from it
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """Nothing has to be agreed upon: every update names its manifest."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    manifest: str  # path
+    version: str  # which it must be of
+
+
+class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Reads a version, checks all of it, and only then touches the model: within one call, between two engine steps.
+
+    Under tensor parallelism every rank reads the version, and the model's own loaders take the rank's slices.
+    """
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+    supports_draft_weight_update = False
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Nothing to do; see :class:`InitInfo`."""
+
+    def start_weight_update(self) -> None:
+        """Nothing: an engine step may come before the weights do, and must find the old ones whole."""
+
+    def finish_weight_update(self) -> None:
+        """Nothing is left to do when ``receive_weights`` has returned."""
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Raises WeightError, with the model untouched, for what must not be loaded."""
+        begun = time.monotonic()
+        manifest = read_manifest(update_info.manifest)
+        if str(manifest.version) != update_info.version:
+            raise WeightError(f"{update_info.manifest} is version {manifest.version}, not {update_info.version}")
+        tensors = read_tensors(update_info.manifest, manifest)
+        refuse_other_model(tensors, Path(self.model_config.model) / EXPECTED)
+        read = time.monotonic()
+        try:
+            reload_weights(self.model, self.model_config, tensors)
+        except BaseException:
+            log.exception("FATAL version %s could not be loaded, and the model is not whole any more", manifest.version)
+            logging.shutdown()
+            os._exit(HALF_LOADED)
+        done = time.monotonic()
+        log.info("version %s: read in %.3f s, loaded in %.3f s", manifest.version, read - begun, done - read)
+
+    def shutdown(self) -> None:
+        """Nothing is open."""
+
+
+def refuse_other_model(tensors: dict[str, np.ndarray], expected_file: Path) -> None:
+    """Raises WeightError unless names, shapes and dtypes are exactly those that the server was started for."""
+    expected: dict[str, Any] = json.loads(expected_file.read_text())
+    given = {name: [dtype_name(array.dtype), list(array.shape)] for name, array in tensors.items()}
+    for name in sorted(expected.keys() | given.keys()):
+        if given.get(name) != expected.get(name):
+            raise WeightError(f"tensor {name} is {given.get(name)}, the model's is {expected.get(name)}")

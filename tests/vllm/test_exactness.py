@@ -1,0 +1,133 @@
+"""Real vLLM servers: every token's log-probability is the trainer's, also while the weights change under it."""
+
+import asyncio
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from intellect_jax.bridge.huggingface import to_hf
+from intellect_jax.models import transformer
+from intellect_jax.orchestrator.fleet import Fleet, FleetError
+from intellect_jax.transport.weights import WeightStore
+from intellect_jax.types import Version
+from tests.policies import random_params
+from tests.vllm.servers import MAX_LEN, POLICIES, server_config, serving, write_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+UPDATES, STREAMS, TEMPERATURE = 20, 32, 0.9
+BOUNDS = {"glm4_moe": 5e-5, "qwen3": 5e-5, "qwen3_moe": 1e-4}  # float32; the last has larger logits
+
+
+def moved(cfg, number):
+    """Version ``number`` of a policy: every parameter a little away from version 0's, and the more the later."""
+    start, direction = random_params(cfg, 0), random_params(cfg, 1)
+    return jax.tree.map(lambda a, b: np.asarray(a + 0.02 * number * b, np.float32), start, direction)
+
+
+@functools.cache
+def compiled(cfg):
+    """Log-probabilities of each next token, float32 [rows, MAX_LEN - 1], by the trainer's forward pass."""
+
+    def run(params, tokens, lengths):
+        positions = jnp.broadcast_to(jnp.arange(MAX_LEN), tokens.shape)
+        segments = (positions < lengths[:, None]).astype(jnp.int32)
+        out = transformer.forward(params, cfg, tokens, positions, segments, compute_dtype=jnp.float32)
+        scaled = transformer.logits(params, cfg, out.hidden)[:, :-1] / TEMPERATURE
+        return jnp.take_along_axis(jax.nn.log_softmax(scaled), tokens[:, 1:, None], axis=-1)[..., 0]
+
+    return jax.jit(run)
+
+
+def expected(cfg, params, pairs):
+    """For each (prompt, generation) the log-probabilities of the generated tokens."""
+    sequences = [[*prompt, *generation.token_ids] for prompt, generation in pairs]
+    padded = np.stack([np.pad(ids, (0, MAX_LEN - len(ids))) for ids in sequences])
+    logprobs = np.asarray(compiled(cfg)(params, padded, np.array([len(ids) for ids in sequences])))
+    return [
+        row[len(prompt) - 1 : len(ids) - 1] for row, ids, (prompt, _) in zip(logprobs, sequences, pairs, strict=True)
+    ]
+
+
+def distances(cfg, params, version, pairs):
+    """|Δ logprob| of every token that ``version`` wrote, against what ``params`` give it."""
+    return np.concatenate(
+        [
+            np.abs(np.array(generation.logprobs) - right)[np.array(generation.versions) == version]
+            for (_, generation), right in zip(pairs, expected(cfg, params, pairs), strict=True)
+        ]
+    )
+
+
+async def generate(config, store, versions):
+    """STREAMS at once under version 0; then the same while every later version is installed one after the other."""
+    sampling = {"max_tokens": MAX_LEN - 40, "temperature": TEMPERATURE, "ignore_eos": True}
+    prompts = [list(np.random.default_rng(i).integers(3, 90, size=1 + i).tolist()) for i in range(STREAMS)]
+    async with Fleet(config.sampler.urls, config) as fleet:
+        await fleet.wait_ready(180)
+        await fleet.update(store.manifest_path(Version(0, 0)), Version(0, 0))
+        still = await asyncio.gather(*(fleet.generate(p, {**sampling, "max_tokens": 16}, None) for p in prompts))
+        running = [asyncio.ensure_future(fleet.generate(p, sampling, None)) for p in prompts]
+        for number in versions[1:]:
+            await asyncio.sleep(0.05)
+            await fleet.update(store.manifest_path(Version(0, number)), Version(0, number))
+        return prompts, still, await asyncio.gather(*running)
+
+
+@pytest.mark.parametrize("family", list(BOUNDS))
+def test_every_token_is_exact_under_the_version_that_its_span_names(tmp_path, family):
+    cfg = POLICIES[family]
+    config = server_config(write_model(tmp_path / "model", cfg))
+    store = WeightStore(tmp_path / "weights", UPDATES + 1)
+    versions = list(range(UPDATES + 1))
+    params = [moved(cfg, number) for number in versions]
+    for number in versions:
+        store.publish(Version(0, number), to_hf(params[number], cfg))
+    with serving(config, tmp_path / "run"):
+        prompts, still, moving = asyncio.run(generate(config, store, versions))
+    pairs = list(zip(prompts * 2, [*still, *moving], strict=True))
+    seen = {version for _, generation in pairs for version in generation.versions}
+    worst = max(distances(cfg, params[number], number, pairs).max() for number in seen)
+    teeth = min(distances(cfg, params[number - 1 if number else 1], number, pairs).max() for number in seen)
+    print(f"{family}: worst {worst:.2e} over {len(seen)} versions; against the neighbouring version {teeth:.2f}")
+    assert worst <= BOUNDS[family] and len(seen) >= UPDATES // 2 and seen >= {0, UPDATES} and teeth > 1e-2
+
+
+def test_what_must_not_be_loaded_leaves_the_policy_as_it_is(tmp_path):
+    cfg = POLICIES["glm4_moe"]
+    config = server_config(write_model(tmp_path / "model", cfg))
+    store = WeightStore(tmp_path / "weights", 10)
+    good = store.publish(Version(0, 0), to_hf(moved(cfg, 0), cfg))
+    flipped = store.publish(Version(0, 1), to_hf(moved(cfg, 1), cfg))
+    (weights,) = flipped.parent.glob("*.safetensors")
+    raw = bytearray(weights.read_bytes())
+    raw[-100] ^= 4
+    weights.write_bytes(raw)
+    missing = store.publish(Version(0, 2), [t for t in to_hf(moved(cfg, 2), cfg) if "lm_head" not in t[0]])
+    wide = store.publish(Version(0, 3), to_hf(moved(cfg, 3), cfg, "bfloat16"))
+    fine = store.publish(Version(0, 4), to_hf(moved(cfg, 4), cfg))
+    prompt, sampling = [5, 6, 7], {"max_tokens": 20, "temperature": TEMPERATURE, "ignore_eos": True}
+
+    async def run():
+        async with Fleet(config.sampler.urls, config) as fleet:
+            damaged = []
+            fleet.on_damaged = damaged.append
+            await fleet.wait_ready(180)
+            await fleet.update(good, Version(0, 0))
+            for number, manifest in ((1, flipped), (2, missing), (3, wide)):
+                with pytest.raises(FleetError):
+                    await fleet.update(manifest, Version(0, number))
+            fleet._latest = (str(good), Version(0, 0))
+            before = await fleet.generate(prompt, sampling, None)
+            await fleet.update(fine, Version(0, 4))
+            return damaged, before, await fleet.generate(prompt, sampling, None)
+
+    with serving(config, tmp_path / "run"):
+        damaged, before, after = asyncio.run(run())
+    assert Version(0, 1) in damaged
+    for number, generation in ((0, before), (4, after)):
+        assert set(generation.versions) == {number}
+        assert distances(cfg, moved(cfg, number), number, [(prompt, generation)]).max() <= BOUNDS["glm4_moe"]
