@@ -6,7 +6,6 @@ It speaks vLLM's routes, so that it does not matter which implementation serves 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -157,11 +156,17 @@ class Fleet:
                 await self._load(server, manifest, version)
                 await self._post(server, "/finish_weight_update", {"weight_version": str(version)})
             except BaseException:
-                with contextlib.suppress(_ServerFailed):  # what went wrong first is what counts
-                    await self._post(server, "/resume")
+                await self._resume(server)
                 raise
             await self._post(server, "/resume")
             server.version, server.installs = version, server.installs + 1
+
+    async def _resume(self, server: Server) -> None:
+        """After a failed update, whose error is the one to show: a server that stays paused answers nobody."""
+        try:
+            await self._post(server, "/resume")
+        except (_ServerFailed, RequestRefused) as error:
+            log.warning("after a failed update: %s", error)
 
     async def _load(self, server: Server, manifest: str, version: Version) -> None:
         info = {"manifest": manifest, "version": str(version)}
@@ -191,7 +196,7 @@ class Fleet:
         try:
             try:
                 status, answer = await self._send(server, path, body)
-            except aiohttp.ServerDisconnectedError:  # it closed an idle connection while we took it up: vLLM after 5 s
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):  # an idle connection closed as we took it up
                 status, answer = await self._send(server, path, body)
         except (aiohttp.ClientError, TimeoutError) as error:
             unreachable = isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError))

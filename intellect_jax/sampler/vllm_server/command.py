@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -45,7 +46,7 @@ def environment(config: ConfigDict, plugin: Path) -> dict[str, str]:
         "PYTHONPATH": str(plugin),
         "VLLM_SERVER_DEV_MODE": "1",  # pausing and weight updates
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",  # else a list of all routes, and several lines an update
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),  # else a list of all routes, and several lines an update
         "HF_HUB_OFFLINE": "1",  # the model folder is complete
     }
     if config.sampler.platform == "cpu":
