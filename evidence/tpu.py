@@ -94,7 +94,6 @@ def train_step() -> dict[str, Any]:
         "batch": compiled.batch,
         "memory": memory.by_kind(compiled),
         "fits": memory.fits(TARGETS[TARGET], memory.by_kind(compiled)),
-        "executed_flops": compiled.executed_flops,
         "traced_flops": compiled.traced_flops / CHIPS,
         "unknown_loops": compiled.unknown_loops,
         "unknown_kernels": compiled.kernels,

@@ -13,6 +13,7 @@ ROLES = ("trainer", "orchestrator", "sampler", "environments")
 WITHOUT_JAX = (
     "intellect_jax.orchestrator.main",
     "intellect_jax.environments.worker",
+    "intellect_jax.sampler.vllm_server.main",
     "intellect_jax.transport.batches",
     "intellect_jax.transport.weights",
     "intellect_jax.data.packing",

@@ -20,7 +20,7 @@ def write_companions(
     folder: Path, cfg: ModelConfig, source: Source | None, dtype: str, tokenizer: str | Path | None
 ) -> None:
     """Everything but weights. ``tokenizer``: a folder; None: the source's. ``dtype``: that of the weights."""
-    copy_tokenizer(tokenizer or (source and source.folder), folder)
+    copy_tokenizer(tokenizer or (source.folder if source else None), folder)
     special = _special_ids(folder) if tokenizer else {}
     write_json(folder / "config.json", _with_ids(_config(cfg, source, dtype), special))
     write_json(folder / "generation_config.json", _with_ids(_generation_config(source), special))

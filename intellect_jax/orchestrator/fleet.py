@@ -196,7 +196,7 @@ class Fleet:
         try:
             try:
                 status, answer = await self._send(server, path, body)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):  # an idle connection closed as we took it up
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):  # it closed an idle connection
                 status, answer = await self._send(server, path, body)
         except (aiohttp.ClientError, TimeoutError) as error:
             unreachable = isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError))

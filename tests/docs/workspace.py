@@ -34,6 +34,8 @@ def make(clone: Path) -> None:
     clone.mkdir(parents=True, exist_ok=True)
     for name in LINKED:
         (clone / name).symlink_to(ROOT / name)
+    (clone / ".venv-vllm" / "bin").mkdir(parents=True)
+    (clone / ".venv-vllm" / "bin" / "python").symlink_to(sys.executable)  # nothing is started with it
     run_dir = clone / RUN
     config = configuration.load(ROOT / "configs" / "debug_cpu.py")
     config.run.name = run_dir.name

@@ -45,7 +45,7 @@ def _rows(x: Array, w: Array, sizes: Array, transposed: bool) -> Array:
             part = jnp.where(inside, part, dynamic_slice_in_dim(y, start, block))
             return dynamic_update_slice_in_dim(y, part, start, 0)
 
-        return fori_loop(0, blocks.count, step, y)
+        return fori_loop(0, blocks.number, step, y)
 
     width = w.shape[1 if transposed else 2]
     return _each_group(sizes, x.shape[0], block, group, jnp.zeros((x.shape[0], width), x.dtype)).astype(dtype)
@@ -63,7 +63,7 @@ def products(x: Float[Array, "p d"], g: Float[Array, "p f"], sizes: Int[Array, "
             return jnp.dot(left, dynamic_slice_in_dim(g, start, block))
 
         # Of many groups most have but one block or two: adding the first one to zeros would cost as much as itself.
-        total = fori_loop(1, blocks.count, lambda j, total: total + product(j), product(0))
+        total = fori_loop(1, blocks.number, lambda j, total: total + product(j), product(0))
         return dynamic_update_slice_in_dim(out, total[None], e, 0)
 
     out = jnp.zeros((sizes.size, x.shape[1], g.shape[1]), x.dtype)
@@ -84,7 +84,7 @@ class Blocks(NamedTuple):
     rows: int
 
     @property
-    def count(self) -> Int[Array, ""]:
+    def number(self) -> Int[Array, ""]:
         return (self.end - self.first + self.block - 1) // self.block
 
     def at(self, j: Array | int) -> tuple[Int[Array, ""], Bool[Array, "block 1"]]:

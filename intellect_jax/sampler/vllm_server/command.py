@@ -46,7 +46,8 @@ def environment(config: ConfigDict, plugin: Path) -> dict[str, str]:
         "PYTHONPATH": str(plugin),
         "VLLM_SERVER_DEV_MODE": "1",  # pausing and weight updates
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),  # else a list of all routes, and several lines an update
+        # Below a warning it lists all its routes, and says several lines at every update.
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "HF_HUB_OFFLINE": "1",  # the model folder is complete
     }
     if config.sampler.platform == "cpu":
