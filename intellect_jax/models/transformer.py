@@ -129,11 +129,10 @@ def _at(tree: Any, path: tuple) -> Any:
 
 def init_params(cfg: ModelConfig, seed: int) -> Params:
     """Fresh float32 parameters: normal(0, initializer_range), norms 1, biases 0."""
-    # LLVM's optimisation of a program that runs once takes five times as long as the program without it.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(_init, static_argnums=0, compiler_options=quick)(cfg, jax.random.key(seed))
+    return _init(cfg, jax.random.key(seed))
 
 
+@partial(jax.jit, static_argnums=0)
 def _init(cfg: ModelConfig, key: Array) -> Params:
     with nnx.use_eager_sharding(False):
         return nnx.to_pure_dict(nnx.state(Transformer(cfg, nnx.Rngs(params=key))))

@@ -118,7 +118,9 @@ def initial_params(config: ConfigDict, cfg: ModelConfig, mesh: Mesh | None, froz
     if config.model.path:
         dtype = Source(find_folder(config.model.path)).dtype if frozen else "float32"
         return load_pretrained(config.model.path, mesh, dtype).params
-    params = init_params(cfg, config.seed)
+    # LLVM's optimisation of a program that runs once takes five times as long as the program without it.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    params = jax.jit(partial(init_params, cfg, config.seed), compiler_options=quick)()
     return jax.device_put(params, tree_shardings(mesh, param_axes(cfg))) if mesh else params
 
 
