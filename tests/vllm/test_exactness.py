@@ -19,17 +19,16 @@ from tests.vllm.servers import MAX_LEN, POLICIES, server_config, serving, write_
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 UPDATES, STREAMS, TEMPERATURE = 20, 32, 0.9
-# Generations in which a router may have had to choose between experts that are equal to float32's last bits: about a
-# million choices are made, and the two programs then compute different, equally right things from there on.
-TIES = {"glm4_moe": 2, "qwen3": 0}
-BOUND = 5e-5
+# The promise is 5e-5 for logits as random weights make them; the head is scaled down, and the bound with it.
+HEAD = 0.3
+BOUND = HEAD * 5e-5
 
 
 def moved(cfg, number):
     """Version ``number`` of a policy: every parameter a little away from version 0's, and the more the later."""
     start, direction = random_params(cfg, 0), random_params(cfg, 1)
     params = jax.tree.map(lambda a, b: np.asarray(a + 0.02 * number * b, np.float32), start, direction)
-    params["head"]["kernel"] *= np.float32(0.3)  # logits as large as a language model's: about 3
+    params["head"]["kernel"] *= np.float32(HEAD)
     return params
 
 
@@ -81,7 +80,7 @@ async def generate(config, store, versions):
         return prompts, still, await asyncio.gather(*running)
 
 
-@pytest.mark.parametrize("family", list(TIES))
+@pytest.mark.parametrize("family", list(POLICIES))
 def test_every_token_is_exact_under_the_version_that_its_span_names(tmp_path, family):
     cfg = POLICIES[family]
     config = server_config(write_model(tmp_path / "model", cfg))
@@ -98,7 +97,7 @@ def test_every_token_is_exact_under_the_version_that_its_span_names(tmp_path, fa
     teeth = min(distances(cfg, params[number - 1 if number else 1], number, pairs).max() for number in seen)
     shown = ", ".join(f"{value:.1e}" for value in worst[-4:])
     print(f"{family}: worst generations {shown} over {len(seen)} versions; under neighbouring versions {teeth:.2f}")
-    assert worst[-1 - TIES[family]] <= BOUND
+    assert worst[-1] <= BOUND
     assert len(seen) >= UPDATES // 2 and seen >= {0, UPDATES} and teeth > 1e-2
 
 
@@ -126,7 +125,7 @@ def test_what_must_not_be_loaded_leaves_the_policy_as_it_is(tmp_path):
             for number, manifest in ((1, flipped), (2, missing), (3, wide)):
                 with pytest.raises(FleetError):
                     await fleet.update(manifest, Version(0, number))
-            fleet._latest = (str(good), Version(0, 0))
+            assert await fleet.update(good, Version(0, 0))  # which it still has
             before = await fleet.generate(prompt, sampling, None)
             await fleet.update(fine, Version(0, 4))
             return damaged, before, await fleet.generate(prompt, sampling, None)

@@ -17,13 +17,13 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from intellect_jax.sampler.vllm_plugin import EXPECTED
 from intellect_jax.sampler.vllm_plugin.reload import reload_weights
 from intellect_jax.transport.safetensors_file import dtype_name
 from intellect_jax.transport.weights import WeightError, read_manifest, read_tensors
 
 log = logging.getLogger(__name__)
 
-EXPECTED = "tensors.json"  # beside the model's config.json: name → [dtype, shape] of every tensor of a version
 HALF_LOADED = 72  # exit code: the model is neither the old one nor the new one, and nobody may sample from it
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-BACKEND = "intellect_jax"
+from intellect_jax.sampler.vllm_plugin import BACKEND
 
 WeightTransferEngineFactory.register_engine(BACKEND, "intellect_jax.sampler.vllm_plugin.engine", "ManifestEngine")
 

@@ -29,7 +29,7 @@ def reload_weights(model: torch.nn.Module, model_config: object, tensors: dict[s
     if current_platform.is_cpu():
         _forget_packed_experts(model)
     initialize_layerwise_reload(model)
-    model.load_weights(_on_host(tensors))  # type: ignore[operator]  # every model of vLLM has it
+    model.load_weights(_on_host(tensors))
     finalize_layerwise_reload(model, model_config)
 
 
@@ -40,8 +40,8 @@ def _forget_packed_experts(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         method = getattr(module, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is not None:
-            method.moe_kernel = None  # type: ignore[union-attr]
+        if method is not None and getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _on_host(tensors: dict[str, np.ndarray]) -> Iterator[tuple[str, torch.Tensor]]:

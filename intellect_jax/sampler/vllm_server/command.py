@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
-# As in vllm_plugin.extension, which only vLLM's environment can import.
-BACKEND = "intellect_jax"
+from intellect_jax.sampler.vllm_plugin import BACKEND
+
 EXTENSION = "intellect_jax.sampler.vllm_plugin.extension.Extension"
 
 

@@ -16,9 +16,8 @@ from intellect_jax.bridge.source import Source, find_folder
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.files import write_text
 from intellect_jax.models.config import ModelConfig
+from intellect_jax.sampler.vllm_plugin import EXPECTED
 from intellect_jax.transport.safetensors_file import dtype_name
-
-EXPECTED = "tensors.json"  # as in vllm_plugin.engine, which cannot be imported here
 
 
 def make_model_folder(config: ConfigDict, run_dir: Path, target: Path) -> ModelConfig:
