@@ -15,7 +15,8 @@ from intellect_jax.bridge.checkpoint import Damaged, verify
 from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.bridge.load import load_pretrained
 from intellect_jax.monitor.metrics import read_metrics
-from intellect_jax.transport.weights import WeightError, WeightStore
+from intellect_jax.transport.reading import WeightError
+from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 
 ROOT = Path(__file__).parents[1]

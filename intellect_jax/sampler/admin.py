@@ -19,7 +19,7 @@ from aiohttp import web
 from intellect_jax.sampler.engine import PauseMode, UpdateRefused
 from intellect_jax.sampler.protocol import BadRequest
 from intellect_jax.sampler.state import STATE, Handler, ServerState, Unavailable, json_response, read_json
-from intellect_jax.transport.weights import WeightError
+from intellect_jax.transport.reading import WeightError
 from intellect_jax.types import Version
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from intellect_jax.bridge.huggingface import from_hf
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import Params, abstract_params
-from intellect_jax.transport.weights import read_manifest, read_tensors
+from intellect_jax.transport.reading import read_manifest, read_tensors
 from intellect_jax.types import Version
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

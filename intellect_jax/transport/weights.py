@@ -18,22 +18,25 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
-from intellect_jax.files import sealed, unseal, write_json
-from intellect_jax.transport import safetensors_file
+from intellect_jax.files import sealed, write_json
+from intellect_jax.transport import deltas, safetensors_file
+from intellect_jax.transport.deltas import Changed
+from intellect_jax.transport.reading import (
+    DELTA,
+    MANIFEST,
+    WeightError,
+    hash_of,
+    read_manifest,
+    read_tensors,
+    version_folder,
+)
 from intellect_jax.types import FileEntry, Manifest, Piece, TensorEntry, Version
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-PART = "part-{}.json"  # what one of several publishers wrote
 MAX_FILE_BYTES = 4 << 30  # what a publisher holds in memory at once
 _FOLDER = re.compile(r"v(\d+)-(\d+)")
-
-
-class WeightError(Exception):
-    """A published version that must not be used: damaged, incomplete, or gone."""
 
 
 class WeightStore:
@@ -49,18 +52,19 @@ class WeightStore:
     def publish(
         self,
         version: Version,
-        tensors: Iterable[tuple[str, np.ndarray]],
+        tensors: Iterable[tuple[str, np.ndarray]] | None,
         *,
+        delta: tuple[Version, Iterable[Changed]] | None = None,
         replace_damaged: bool = False,
         part: int = 0,
         parts: int = 1,
         meet: Callable[[str], None] = lambda what: None,
     ) -> Path:
-        """Writes a full version and prunes old ones; returns the manifest's path.
+        """Writes a version, in full, as a delta or both, and prunes old ones; returns the path of its manifest.
 
-        ``tensors`` yields (Hugging Face name, array of a dtype of ``safetensors_file.DTYPES``). Raises WeightError
-        when the version is there already: a version is made once. ``replace_damaged`` makes it again from the same
-        tensors.
+        ``tensors`` yields (Hugging Face name, array of a dtype of ``safetensors_file.DTYPES``); ``delta``: the version
+        before and what changed since, of every tensor in an order that is always the same. Raises WeightError when the
+        version is there already: a version is made once. ``replace_damaged`` makes it again from the same tensors.
 
         Of several processes that publish a version together, each gives other tensors, and ``meet`` returns when all
         have called it. The first one commits the manifest, last of all.
@@ -74,17 +78,22 @@ class WeightStore:
             shutil.rmtree(work, ignore_errors=True)  # of a publisher that died
             work.mkdir()
         meet("weights: folder made")
-        manifest = _write_files(work, version, tensors, part, parts)
-        if part:
-            write_json(work / PART.format(part), manifest.to_json())
+        written: dict[str, Manifest] = {}
+        if tensors is not None:
+            written[MANIFEST] = _write_files(work, version, tensors, part, parts)
+        if delta is not None:
+            written[DELTA] = deltas.write_files(work, version, *delta, part)
+        for name, manifest in written.items() if part else ():
+            write_json(work / _part_name(name, part), manifest.to_json())
         meet("weights: files written")
         if part == 0:
-            self._commit(work, final, _joined(work, manifest, parts))
+            self._commit(work, final, {name: _joined(work, name, mine, parts) for name, mine in written.items()})
         meet("weights: committed")
-        return final / MANIFEST
+        return final / min(written, key=(MANIFEST, DELTA).index)
 
-    def _commit(self, work: Path, final: Path, manifest: Manifest) -> None:
-        (work / MANIFEST).write_text(sealed(manifest.to_json()))
+    def _commit(self, work: Path, final: Path, manifests: dict[str, Manifest]) -> None:
+        for name, manifest in manifests.items():
+            (work / name).write_text(sealed(manifest.to_json()))
         if final.exists():
             _set_aside(final)
         os.rename(work, final)
@@ -119,7 +128,7 @@ class WeightStore:
         return read_tensors(manifest_path, read_manifest(manifest_path))
 
     def _path(self, version: Version) -> Path:
-        return self.folder / f"v{version.lineage}-{version.number}"
+        return version_folder(self.folder, version)
 
     def _prune(self) -> None:
         for version in self.versions()[: -self.keep]:
@@ -135,24 +144,6 @@ def _set_aside(folder: Path) -> None:
     os.rename(folder, doomed)
 
 
-def read_manifest(path: Path | str) -> Manifest:
-    """The manifest at ``path``; raises WeightError when it is missing or damaged."""
-    try:
-        return Manifest.from_json(unseal(Path(path).read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightError(f"cannot read the weight manifest {path}: {error!r}") from error
-
-
-def read_tensors(manifest_path: Path | str, manifest: Manifest) -> dict[str, np.ndarray]:
-    """The tensors that ``manifest`` names, from the files beside it, hashes verified; raises WeightError."""
-    if manifest.kind != "full":
-        raise WeightError(f"{manifest_path}: version {manifest.version} is a {manifest.kind}, not a full version")
-    folder = Path(manifest_path).parent
-    # Whole files in memory rather than mapped ones: what was verified is what is used, whatever happens to the file.
-    files = {name: _read_file(folder, name, entry) for name, entry in manifest.files.items()}
-    return {name: _assemble(name, entry, files) for name, entry in manifest.tensors.items()}
-
-
 def _write_files(
     folder: Path, version: Version, tensors: Iterable[tuple[str, np.ndarray]], part: int, parts: int
 ) -> Manifest:
@@ -166,20 +157,28 @@ def _write_files(
         for name, stored in layout.items():
             _refuse_twice(name, entries)
             whole = [[0, size] for size in stored.shape]
-            piece = Piece(whole, file, stored.start, stored.stop, _hash(shard[name]))
+            piece = Piece(whole, file, stored.start, stored.stop, hash_of(shard[name]))
             entries[name] = TensorEntry(stored.dtype, list(stored.shape), [piece])
     return Manifest(version, "full", files, entries)
 
 
-def _joined(work: Path, manifest: Manifest, parts: int) -> Manifest:
+def _part_name(manifest: str, part: int) -> str:
+    """What one of several publishers wrote."""
+    return f"part-{part}.{manifest}"
+
+
+def _joined(work: Path, what: str, manifest: Manifest, parts: int) -> Manifest:
     """The manifest of all parts, of which every process but the first one left its own in the folder."""
     for part in range(1, parts):
-        path = work / PART.format(part)
+        path = work / _part_name(what, part)
         other = Manifest.from_json(json.loads(path.read_text()))
         path.unlink()
         manifest.files.update(other.files)
         for name, entry in other.tensors.items():
-            _refuse_twice(name, manifest.tensors)
+            if manifest.kind == "delta":  # every part has changes of its own in the same tensors
+                entry.pieces[:0] = manifest.tensors[name].pieces
+            else:
+                _refuse_twice(name, manifest.tensors)
             manifest.tensors[name] = entry
     return manifest
 
@@ -192,54 +191,4 @@ def _refuse_twice(name: str, entries: dict[str, TensorEntry]) -> None:
 def _file_entry(path: Path, layout: dict[str, safetensors_file.Stored]) -> FileEntry:
     size = path.stat().st_size
     header = min((stored.start for stored in layout.values()), default=size)
-    return FileEntry(size, header, _hash(np.fromfile(path, dtype=np.uint8, count=header)))
-
-
-def _read_file(folder: Path, name: str, entry: FileEntry) -> np.ndarray:
-    """A whole file as uint8, its size and header verified; the name must lie in ``folder`` itself."""
-    path = folder / name
-    if Path(name).name != name:
-        raise WeightError(f"file {name!r} lies outside of {folder}")
-    try:
-        content = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise WeightError(f"cannot read {path}: {error}") from error
-    if content.nbytes != entry.size:
-        raise WeightError(f"{path} has {content.nbytes} bytes, {entry.size} were written")
-    if _hash(content[: entry.header]) != entry.hash:
-        raise WeightError(f"{path}: its header does not match its hash")
-    return content
-
-
-def _assemble(name: str, entry: TensorEntry, files: dict[str, np.ndarray]) -> np.ndarray:
-    """One tensor from its verified pieces; without a copy when it is whole in one."""
-    for piece in entry.pieces:
-        if piece.file not in files:
-            raise WeightError(f"tensor {name}: {piece.file} is not among the files of its version")
-    dtype = safetensors_file.DTYPES.get(entry.dtype)
-    if dtype is None:
-        raise WeightError(f"tensor {name}: unknown dtype {entry.dtype}")
-    parts = [(piece.slice, _verified(name, piece, dtype, files[piece.file])) for piece in entry.pieces]
-    if sum(part.size for _, part in parts) != int(np.prod(entry.shape)):
-        raise WeightError(f"tensor {name}: its pieces do not cover its shape {entry.shape}")
-    if len(parts) == 1:
-        return parts[0][1].reshape(entry.shape)
-    whole = np.empty(entry.shape, dtype)
-    for bounds, part in parts:
-        whole[tuple(slice(*b) for b in bounds)] = part
-    return whole
-
-
-def _verified(name: str, piece: Piece, dtype: np.dtype, content: np.ndarray) -> np.ndarray:
-    """The elements of a piece in its slice's shape."""
-    shape = [stop - start for start, stop in piece.slice]
-    raw = content[piece.start : piece.stop]
-    if raw.nbytes != piece.stop - piece.start or raw.nbytes != int(np.prod(shape)) * dtype.itemsize:
-        raise WeightError(f"tensor {name}: {piece.file} is cut short at {content.nbytes} bytes, or its range is wrong")
-    if _hash(raw) != piece.hash:
-        raise WeightError(f"tensor {name}: bytes {piece.start}-{piece.stop} of {piece.file} do not match their hash")
-    return raw.view(dtype).reshape(shape)
-
-
-def _hash(array: np.ndarray) -> str:
-    return xxhash.xxh3_64_hexdigest(safetensors_file.raw_bytes(array))
+    return FileEntry(size, header, hash_of(np.fromfile(path, dtype=np.uint8, count=header)))

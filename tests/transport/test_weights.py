@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from intellect_jax.files import sealed, unseal
 from intellect_jax.transport import weights
-from intellect_jax.transport.weights import WeightError, WeightStore
+from intellect_jax.transport.reading import WeightError
+from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 
 

@@ -19,8 +19,8 @@ from vllm.distributed.weight_transfer.base import (
 
 from intellect_jax.sampler.vllm_plugin import EXPECTED
 from intellect_jax.sampler.vllm_plugin.reload import reload_weights
+from intellect_jax.transport.reading import WeightError, read_manifest, read_tensors
 from intellect_jax.transport.safetensors_file import dtype_name
-from intellect_jax.transport.weights import WeightError, read_manifest, read_tensors
 
 log = logging.getLogger(__name__)
 

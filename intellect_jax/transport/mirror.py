@@ -1,0 +1,113 @@
+"""What a reader of versions keeps: all tensors of the one that it has, so that the next may come as a delta."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from intellect_jax.transport import deltas
+from intellect_jax.transport.reading import (
+    DELTA,
+    MANIFEST,
+    WeightError,
+    read_manifest,
+    read_tensors,
+    version_folder,
+)
+from intellect_jax.transport.safetensors_file import dtype_name
+from intellect_jax.types import Manifest, Version
+
+log = logging.getLogger(__name__)
+
+
+class Route(NamedTuple):
+    """A way to a version: from the mirror or from a full version, by deltas."""
+
+    nbytes: int  # to read
+    full: Path | None  # None: starts from what the mirror has
+    deltas: tuple[Path, ...]  # in the order in which they apply
+
+
+class Mirror:
+    """Tensors of one version in host memory, by Hugging Face name.
+
+    An update reads and verifies everything before it changes anything: what fails leaves the mirror as it is.
+    """
+
+    def __init__(self) -> None:
+        self.version: Version | None = None
+        self.tensors: dict[str, np.ndarray] = {}
+
+    def advance(self, folder: Path, version: Version) -> Route:
+        """Brings the mirror to a published version by the fewest bytes; where that is damaged, by the next fewest.
+
+        Raises WeightError when there is no sound way.
+        """
+        problems = []
+        for route in sorted(routes(folder, version, self.version), key=lambda route: route.nbytes):
+            try:
+                self._take(route, version)
+            except WeightError as error:
+                problems.append(str(error))
+                log.warning("%s", error)
+            else:
+                return route
+        raise WeightError(f"no way to version {version}: {'; '.join(problems) or 'it is not there'}")
+
+    def _take(self, route: Route, version: Version) -> None:
+        chain = [deltas.read(path) for path in route.deltas]
+        tensors, at = self.tensors, self.version
+        if route.full:
+            manifest = read_manifest(route.full)
+            tensors, at = read_tensors(route.full, manifest), manifest.version
+        specs = {name: (dtype_name(array.dtype), array.shape) for name, array in tensors.items()}
+        for delta in chain:
+            if delta.manifest.base != at or _specs(delta.manifest) != specs:
+                raise WeightError(f"delta {delta.manifest.version} is not one of version {at}")
+            at = delta.manifest.version
+        if at != version:
+            raise WeightError(f"the files of version {version} are of version {at}")
+        if chain and route.full:  # what was read may lie in memory that cannot be written
+            tensors = {name: array.copy() for name, array in tensors.items()}
+        for delta in chain:
+            delta.apply(tensors)
+        self.tensors, self.version = tensors, at
+
+
+def routes(folder: Path, version: Version, have: Version | None) -> Iterator[Route]:
+    """Every way to ``version``, from it backwards over the bases of its deltas."""
+    chain: tuple[Path, ...] = ()
+    at: Version | None = version
+    nbytes = 0
+    while at is not None:
+        if at == have:
+            yield Route(nbytes, None, chain)
+        here = version_folder(folder, at)
+        if full := _readable(here / MANIFEST):
+            yield Route(nbytes + _size(full), here / MANIFEST, chain)
+        delta = _readable(here / DELTA)
+        if delta is None:
+            return
+        at, nbytes, chain = delta.base, nbytes + _size(delta), (here / DELTA, *chain)
+
+
+def _readable(path: Path) -> Manifest | None:
+    """The manifest, unless it is not there or damaged, which is said."""
+    try:
+        return read_manifest(path) if path.exists() else None
+    except WeightError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _size(manifest: Manifest) -> int:
+    """Bytes of its files."""
+    return sum(entry.size for entry in manifest.files.values())
+
+
+def _specs(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (entry.dtype, tuple(entry.shape)) for name, entry in manifest.tensors.items()}
