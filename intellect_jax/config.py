@@ -263,7 +263,8 @@ SCHEMA: dict[str, Any] = {
     },
     "weights": {
         "dtype": Key("bfloat16", "dtype of published weights", one_of("bfloat16", "float32")),
-        "keep": Key(10, "published versions kept on disk", at_least(2)),
+        "deltas": Key(True, "publish what changed, where that is fewer bytes (bfloat16, no LoRA)"),
+        "keep": Key(10, "published versions kept on disk, and those that the oldest needs", at_least(2)),
     },
     "checkpoint": {
         "every": Key(50, "RL steps between checkpoints (0: only at the end)", at_least(0)),

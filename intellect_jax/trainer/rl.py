@@ -10,15 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from intellect_jax.bridge.checkpoint import Checkpoints
-from intellect_jax.bridge.save import policy_tensors
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
-from intellect_jax.parallel.processes import anywhere, gathered, is_first, meet
+from intellect_jax.parallel.processes import anywhere, gathered, is_first
 from intellect_jax.trainer.optimizer import rl_rates
+from intellect_jax.trainer.publish import Publisher
 from intellect_jax.trainer.report import rl_metrics
 from intellect_jax.trainer.setup import Trainer
 from intellect_jax.trainer.step import TrainState
@@ -43,6 +41,7 @@ class RLLoop:
         self.trainer, self.state, self.version, self.ledger = trainer, state, version, ledger
         self.rates = rl_rates(config.trainer.optimizer, config.trainer.max_steps)
         self.store = WeightStore(run_dir / "weights", config.weights.keep)
+        self.publisher = Publisher(config, self.store)
         self.metrics = Metrics(run_dir, "trainer", tensorboard=config.monitor.tensorboard, speaks=is_first())
         share = trainer.share
         self.client = BatchClient(
@@ -124,11 +123,8 @@ class RLLoop:
     def publish(self, *, replace_damaged: bool = False) -> Path:
         """Writes the current version to the weight store, each process its part of it; returns its manifest."""
         watchdog.progress(f"publishing version {self.version}")
-        part, parts = jax.process_index(), jax.process_count()
-        tensors = policy_tensors(self.trainer.policy(self.state), self.trainer.config.weights.dtype, part, parts)
-        return self.store.publish(
-            self.version, tensors, replace_damaged=replace_damaged, part=part, parts=parts, meet=meet
-        )
+        policy = self.trainer.policy(self.state)
+        return self.publisher.publish(self.version, policy, replace_damaged=replace_damaged)
 
     def mend(self) -> None:
         """Publishes the current version again, which nobody can read."""

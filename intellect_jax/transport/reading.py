@@ -5,6 +5,7 @@ The manifest is sealed, and names the hash of each piece and of each file's head
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from intellect_jax.types import FileEntry, Manifest, Piece, TensorEntry, Version
 
 MANIFEST = "manifest.json"  # of a full version
 DELTA = "delta.json"
+FOLDER = re.compile(r"v(\d+)-(\d+)")
 
 
 class WeightError(Exception):
@@ -25,6 +27,15 @@ class WeightError(Exception):
 def version_folder(store: Path, version: Version) -> Path:
     """Where a store keeps a version."""
     return store / f"v{version.lineage}-{version.number}"
+
+
+def located(manifest_path: Path | str) -> tuple[Path, Version]:
+    """The store and the version of a manifest's path; raises WeightError when it cannot be one's."""
+    folder = Path(manifest_path).parent
+    found = FOLDER.fullmatch(folder.name)
+    if found is None:
+        raise WeightError(f"{manifest_path} does not lie in the folder of a version")
+    return folder.parent, Version(int(found[1]), int(found[2]))
 
 
 def read_manifest(path: Path | str) -> Manifest:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,13 +21,14 @@ import numpy as np
 from intellect_jax.files import sealed, write_json
 from intellect_jax.transport import deltas, safetensors_file
 from intellect_jax.transport.deltas import Changed
+from intellect_jax.transport.mirror import Mirror
 from intellect_jax.transport.reading import (
     DELTA,
+    FOLDER,
     MANIFEST,
     WeightError,
     hash_of,
-    read_manifest,
-    read_tensors,
+    located,
     version_folder,
 )
 from intellect_jax.types import FileEntry, Manifest, Piece, TensorEntry, Version
@@ -36,13 +36,12 @@ from intellect_jax.types import FileEntry, Manifest, Piece, TensorEntry, Version
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 4 << 30  # what a publisher holds in memory at once
-_FOLDER = re.compile(r"v(\d+)-(\d+)")
 
 
 class WeightStore:
     """Published versions under ``folder``; one process publishes, any number read.
 
-    ``keep``: how many versions stay on disk, the newest first.
+    ``keep``: how many versions stay on disk, the newest first, and besides those that the oldest's deltas start from.
     """
 
     def __init__(self, folder: Path | str, keep: int = 4):
@@ -103,7 +102,7 @@ class WeightStore:
         """Every published version, oldest first; a later lineage is newer."""
         if not self.folder.is_dir():
             return []
-        found = (_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        found = (FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(Version(int(m[1]), int(m[2])) for m in found if m)
 
     def latest(self) -> Version | None:
@@ -113,25 +112,32 @@ class WeightStore:
     def is_whole(self, version: Version) -> bool:
         """Whether the version can be read."""
         try:
-            self.read(self.manifest_path(version))
+            Mirror().advance(self.folder, version)
         except WeightError:
             return False
         return True
 
     def manifest_path(self, version: Version) -> Path:
-        """Where the manifest of a published version lies."""
-        return self._path(version) / MANIFEST
+        """Where the manifest of a published version lies: the full one's, where there are two."""
+        folder = self._path(version)
+        return folder / (MANIFEST if (folder / MANIFEST).exists() else DELTA)
 
     @staticmethod
     def read(manifest_path: Path | str) -> dict[str, np.ndarray]:
         """Every tensor of a version by its Hugging Face name, all hashes verified; raises WeightError."""
-        return read_tensors(manifest_path, read_manifest(manifest_path))
+        mirror = Mirror()
+        mirror.advance(*located(manifest_path))
+        return mirror.tensors
 
     def _path(self, version: Version) -> Path:
         return version_folder(self.folder, version)
 
     def _prune(self) -> None:
-        for version in self.versions()[: -self.keep]:
+        versions = self.versions()
+        cut = max(len(versions) - self.keep, 0)
+        while cut > 0 and not (self._path(versions[cut]) / MANIFEST).exists():
+            cut -= 1  # the oldest that stays must be there in full, or start from one that is
+        for version in versions[:cut]:
             _set_aside(self._path(version))
         for doomed in self.folder.glob(".v*.old"):
             shutil.rmtree(doomed, ignore_errors=True)

@@ -19,7 +19,8 @@ from vllm.distributed.weight_transfer.base import (
 
 from intellect_jax.sampler.vllm_plugin import EXPECTED
 from intellect_jax.sampler.vllm_plugin.reload import reload_weights
-from intellect_jax.transport.reading import WeightError, read_manifest, read_tensors
+from intellect_jax.transport.mirror import Mirror
+from intellect_jax.transport.reading import WeightError, located
 from intellect_jax.transport.safetensors_file import dtype_name
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.mirror = Mirror()
+
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to do; see :class:`InitInfo`."""
 
@@ -60,20 +65,20 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Raises WeightError, with the model untouched, for what must not be loaded."""
         begun = time.monotonic()
-        manifest = read_manifest(update_info.manifest)
-        if str(manifest.version) != update_info.version:
-            raise WeightError(f"{update_info.manifest} is version {manifest.version}, not {update_info.version}")
-        tensors = read_tensors(update_info.manifest, manifest)
-        refuse_other_model(tensors, Path(self.model_config.model) / EXPECTED)
+        folder, version = located(update_info.manifest)
+        if str(version) != update_info.version:
+            raise WeightError(f"{update_info.manifest} is version {version}, not {update_info.version}")
+        self.mirror.advance(folder, version)
+        refuse_other_model(self.mirror.tensors, Path(self.model_config.model) / EXPECTED)
         read = time.monotonic()
         try:
-            reload_weights(self.model, self.model_config, tensors)
+            reload_weights(self.model, self.model_config, self.mirror.tensors)
         except BaseException:
-            log.exception("FATAL version %s could not be loaded, and the model is not whole any more", manifest.version)
+            log.exception("FATAL version %s could not be loaded, and the model is not whole any more", version)
             logging.shutdown()
             os._exit(HALF_LOADED)
         done = time.monotonic()
-        log.info("version %s: read in %.3f s, loaded in %.3f s", manifest.version, read - begun, done - read)
+        log.info("version %s: read in %.3f s, loaded in %.3f s", version, read - begun, done - read)
 
     def shutdown(self) -> None:
         """Nothing is open."""

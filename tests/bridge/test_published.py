@@ -1,0 +1,45 @@
+"""What changed on the devices is what changed between the files of two versions, on any mesh."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from intellect_jax.bridge.huggingface import to_hf
+from intellect_jax.bridge.published import Published, TooMany
+from intellect_jax.transport import changes
+from tests.policies import GLM4_MOE, OTHERS, random_params
+
+
+def nudged(params, rate, seed=0):
+    """A step of AdamW's size: every parameter moves by the rate, one way or the other."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: x + rate * np.sign(rng.normal(size=x.shape)).astype(np.float32), params)
+
+
+@pytest.mark.parametrize("name", ["plain", "grouped", "tied_without_bias", "qwen3_moe", "qwen3_tied", "llama_bias"])
+def test_changes_on_the_device_are_those_of_the_files(name):
+    cfg = {**GLM4_MOE, **OTHERS}[name]
+    old = random_params(cfg, 0)
+    new = nudged(old, 1e-5)
+    found = Published(jax.tree.map(jnp.asarray, old), cfg, "bfloat16").advance(jax.tree.map(jnp.asarray, new))
+    before, after = dict(to_hf(old, cfg, "bfloat16")), dict(to_hf(new, cfg, "bfloat16"))
+    assert [each.name for each in found] == list(after) and sum(each.changes.where.size for each in found) > 10
+    for each in found:
+        right = changes.find(before[each.name], after[each.name])
+        assert (each.dtype, each.shape) == (after[each.name].dtype, after[each.name].shape)
+        for got, wanted in zip(each.changes, right, strict=True):
+            np.testing.assert_array_equal(got, wanted, err_msg=each.name)
+
+
+def test_a_large_step_is_too_many_changes_and_the_next_small_one_is_not():
+    cfg = dataclasses.replace(GLM4_MOE["plain"], vocab_size=512)  # an embedding too large to be allowed all changes
+    old = random_params(cfg, 0)
+    published = Published(old, cfg, "bfloat16")
+    large = nudged(old, 3e-4)
+    with pytest.raises(TooMany):
+        published.advance(large)
+    assert sum(each.changes.where.size for each in published.advance(nudged(large, 1e-6))) > 0
+    assert sum(each.changes.where.size for each in published.advance(nudged(large, 1e-6))) == 0  # the same again
