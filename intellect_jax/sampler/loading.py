@@ -12,17 +12,20 @@ import numpy as np
 from intellect_jax.bridge.huggingface import from_hf
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import Params, abstract_params
-from intellect_jax.transport.reading import read_manifest, read_tensors
+from intellect_jax.transport.mirror import Mirror
+from intellect_jax.transport.reading import located
 from intellect_jax.types import Version
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def load(manifest_path: Path, model: ModelConfig, dtype: str) -> tuple[Params, Version]:
-    """Parameters of a published version; raises WeightError for damaged files, ValueError for another model's."""
-    manifest = read_manifest(manifest_path)
-    tensors = read_tensors(manifest_path, manifest)
-    return place(from_hf(tensors.__getitem__, tensors, model), dtype), manifest.version
+def load(mirror: Mirror, manifest_path: Path, model: ModelConfig, dtype: str) -> tuple[Params, Version]:
+    """Parameters of a published version, to which ``mirror`` is brought; raises WeightError for damaged files,
+    ValueError for another model's."""
+    folder, version = located(manifest_path)
+    mirror.advance(folder, version)
+    tensors = mirror.tensors
+    return place(from_hf(tensors.__getitem__, tensors, model), dtype), version
 
 
 def place(params: Params, dtype: str) -> Params:

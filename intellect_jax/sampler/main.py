@@ -25,6 +25,7 @@ from intellect_jax.sampler.engine import Engine
 from intellect_jax.sampler.programs import Programs, Shapes
 from intellect_jax.sampler.protocol import Limits
 from intellect_jax.sampler.state import ServerState
+from intellect_jax.transport.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any) -> Server
         limits=Limits(sampler.max_len, model.vocab_size, eos),
         tokenizer=tokenizer,
         model_name=config.run.name or config.model.family,
-        load=partial(loading.load, model=model, dtype=sampler.dtype),
+        load=partial(loading.load, Mirror(), model=model, dtype=sampler.dtype),
         request_timeout=sampler.request_timeout,
         update_timeout=sampler.request_timeout,
         compilations=compilations,

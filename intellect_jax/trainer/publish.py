@@ -40,9 +40,9 @@ class Publisher:
         changed = None if replace_damaged else self._changed(policy)
         whole = sum(tensor.nbytes for tensor in plan.outputs(policy.config, self._dtype, None))
         elements = sum(each.changes.where.size for each in changed or ())
-        # Of several processes all must decide alike.
-        refused, total = gathered([changed is None, elements]).sum(axis=0)
-        nbytes = _BYTES * float(total)
+        # Of several processes all must decide alike. In thousands: what they gather are 32-bit numbers.
+        refused, thousands = gathered([changed is None, elements // 1000 + 1]).sum(axis=0)
+        nbytes = _BYTES * 1000 * float(thousands)
         pays = not refused and nbytes < whole
         self._since_full += nbytes
         full = not pays or self._since_full >= whole

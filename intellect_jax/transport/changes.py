@@ -18,7 +18,7 @@ import numpy as np
 
 _MARK = 255  # of what does not fit a byte
 _ZERO = 127  # step 0
-_BITS = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_BITS: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _HEAD = 5 * 8  # bytes: five numbers, uint64
 
 

@@ -47,16 +47,18 @@ class Mirror:
 
         Raises WeightError when there is no sound way.
         """
-        problems = []
-        for route in sorted(routes(folder, version, self.version), key=lambda route: route.nbytes):
+        problems: list[str] = []
+        found = routes(folder, version, self.version, problems)
+        for route in sorted(found, key=lambda route: route.nbytes):
             try:
                 self._take(route, version)
             except WeightError as error:
                 problems.append(str(error))
-                log.warning("%s", error)
             else:
+                for problem in problems:
+                    log.warning("another way to version %s was taken: %s", version, problem)
                 return route
-        raise WeightError(f"no way to version {version}: {'; '.join(problems) or 'it is not there'}")
+        raise WeightError("; ".join(problems) or f"version {version} is not in {folder}")
 
     def _take(self, route: Route, version: Version) -> None:
         chain = [deltas.read(path) for path in route.deltas]
@@ -71,36 +73,35 @@ class Mirror:
             at = delta.manifest.version
         if at != version:
             raise WeightError(f"the files of version {version} are of version {at}")
-        if chain and route.full:  # what was read may lie in memory that cannot be written
-            tensors = {name: array.copy() for name, array in tensors.items()}
         for delta in chain:
             delta.apply(tensors)
         self.tensors, self.version = tensors, at
 
 
-def routes(folder: Path, version: Version, have: Version | None) -> Iterator[Route]:
-    """Every way to ``version``, from it backwards over the bases of its deltas."""
+def routes(folder: Path, version: Version, have: Version | None, problems: list[str]) -> Iterator[Route]:
+    """Every way to ``version``, from it backwards over the bases of its deltas; adds manifests that cannot be read to
+    ``problems``. Who has the version and asks for it again reads it again."""
     chain: tuple[Path, ...] = ()
     at: Version | None = version
     nbytes = 0
     while at is not None:
-        if at == have:
+        if at == have and chain:
             yield Route(nbytes, None, chain)
         here = version_folder(folder, at)
-        if full := _readable(here / MANIFEST):
+        if full := _readable(here / MANIFEST, problems):
             yield Route(nbytes + _size(full), here / MANIFEST, chain)
-        delta = _readable(here / DELTA)
+        delta = _readable(here / DELTA, problems)
         if delta is None:
             return
         at, nbytes, chain = delta.base, nbytes + _size(delta), (here / DELTA, *chain)
 
 
-def _readable(path: Path) -> Manifest | None:
-    """The manifest, unless it is not there or damaged, which is said."""
+def _readable(path: Path, problems: list[str]) -> Manifest | None:
+    """The manifest, unless it is not there or damaged."""
     try:
         return read_manifest(path) if path.exists() else None
     except WeightError as error:
-        log.warning("%s", error)
+        problems.append(str(error))
         return None
 
 

@@ -30,9 +30,11 @@ def version_folder(store: Path, version: Version) -> Path:
 
 
 def located(manifest_path: Path | str) -> tuple[Path, Version]:
-    """The store and the version of a manifest's path; raises WeightError when it cannot be one's."""
+    """The store and the version of a manifest; raises WeightError when it is not there, or cannot be one's."""
     folder = Path(manifest_path).parent
     found = FOLDER.fullmatch(folder.name)
+    if not Path(manifest_path).is_file():
+        raise WeightError(f"there is no weight manifest {manifest_path}")
     if found is None:
         raise WeightError(f"{manifest_path} does not lie in the folder of a version")
     return folder.parent, Version(int(found[1]), int(found[2]))
@@ -43,7 +45,7 @@ def read_manifest(path: Path | str) -> Manifest:
     try:
         return Manifest.from_json(unseal(Path(path).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightError(f"cannot read the weight manifest {path}: {error!r}") from error
+        raise WeightError(f"cannot read the weight manifest {path}: {type(error).__name__}: {error}") from error
 
 
 def read_tensors(manifest_path: Path | str, manifest: Manifest) -> dict[str, np.ndarray]:

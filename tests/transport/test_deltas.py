@@ -71,7 +71,7 @@ def test_the_way_with_the_fewest_bytes_is_taken(tmp_path):
     tensors = publish_chain(store, 40, fulls=(0, 30))
     ways = {
         (r.full and r.full.parent.name, len(r.deltas)): r.nbytes
-        for r in routes(tmp_path, Version(0, 39), Version(0, 2))
+        for r in routes(tmp_path, Version(0, 39), Version(0, 2), problems=[])
     }
     assert ways.keys() == {("v0-30", 9), ("v0-0", 39), (None, 37)}
     mirror = Mirror()
@@ -102,7 +102,7 @@ def test_a_damaged_delta_heals_with_a_full_version_and_never_touches_the_mirror(
     (path.parent / "manifest.json").unlink()
     mirror = Mirror()
     mirror.advance(tmp_path, Version(0, 2))
-    with pytest.raises(WeightError, match=r"no way to version 0\.3"):
+    with pytest.raises(WeightError, match="delta"):
         mirror.advance(tmp_path, Version(0, 3))
     assert mirror.version == Version(0, 2)
     assert_same(mirror, tensors[2])
