@@ -66,6 +66,7 @@ class Publisher:
             return None
         if self._published is None:
             self._published = Published(policy.params, policy.config, self._dtype)
+            self._published.advance(policy.params)  # nothing changed: what the next ones run is compiled here
             return None
         try:
             return self._published.advance(policy.params)

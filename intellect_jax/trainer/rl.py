@@ -138,12 +138,15 @@ class RLLoop:
 
     def _log(self, batch: PackedBatch, sums, start, ready, stepped, rate, recompiled) -> None:
         now = time.time()
+        full, delta = self.store.nbytes(self.version) if is_first() else (0, 0)
         times = {
             "time/start": ready,
             "time/end": stepped,
             "time/wait_s": ready - start,
             "time/step_s": stepped - ready,
             "time/publish_s": now - stepped,
+            "weights/full_bytes": full,
+            "weights/delta_bytes": delta,
             "optimizer/learning_rate": rate,
             "compile/after_warmup": recompiled,
             "version/lineage": self.version.lineage,

@@ -122,6 +122,11 @@ class WeightStore:
         folder = self._path(version)
         return folder / (MANIFEST if (folder / MANIFEST).exists() else DELTA)
 
+    def nbytes(self, version: Version) -> tuple[int, int]:
+        """Bytes of a published version's tensors: in full, and as a delta; 0 for what it is not there as."""
+        sizes = [(path.suffix, path.stat().st_size) for path in self._path(version).iterdir()]
+        return sum(n for kind, n in sizes if kind == ".safetensors"), sum(n for kind, n in sizes if kind == ".bin")
+
     @staticmethod
     def read(manifest_path: Path | str) -> dict[str, np.ndarray]:
         """Every tensor of a version by its Hugging Face name, all hashes verified; raises WeightError."""
