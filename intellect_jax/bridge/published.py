@@ -1,10 +1,10 @@
 """What was published last, on the devices, and what of it has changed since: only the changes cross to the host.
 
 Every process looks at the shards on its own devices. Each is compared where it lies, and the places that changed are
-compacted into a buffer for an eighth of its elements (small and float32 ones: for all); with more of them a delta would
-not pay, and none is made.
+compacted into a buffer for an eighth of its elements (small and float32 ones: for all), of which the part that holds
+something is fetched. With more changes a delta would not pay, and none is made.
 
-Shape suffixes: N elements of a shard, C places in the buffer.
+Shape suffixes: L layers that an array stacks, N elements of one in a shard, C places in its buffer.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from intellect_jax.transport.deltas import Changed
 from intellect_jax.trees import TreePath, leaf
 
 _SHARE = 8  # a buffer holds the changes of one element in so many
+_BLOCKS = 16  # of a buffer
 _SMALL = 4096  # elements of which all may change: norms, biases
 
 
@@ -35,7 +36,8 @@ class TooMany(Exception):
 
 
 class Published:
-    """The parameters of one published version as it holds them, sharded like the parameters themselves."""
+    """The parameters of one published version as it holds them, sharded like the parameters themselves: in bfloat16 two
+    bytes a parameter that stay on the devices."""
 
     def __init__(self, params: Params, cfg: ModelConfig, dtype: str):
         self.cfg, self.dtype = cfg, dtype
@@ -62,8 +64,7 @@ def _changes(old: jax.Array, new: jax.Array) -> tuple[np.ndarray, np.ndarray, np
     """Flat indices into the whole array, and the bits there before and after, of this process's shards."""
     found = [_shard_changes(a, b, new.shape) for a, b in zip(_own(old), _own(new), strict=True)]
     if not found:
-        bits = np.dtype(f"<u{new.dtype.itemsize}")
-        return np.empty(0, np.int64), np.empty(0, bits), np.empty(0, bits)
+        return np.empty(0, np.int64), np.empty(0, _bits(new)), np.empty(0, _bits(new))
     where, before, after = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return where, before, after
 
@@ -74,27 +75,56 @@ def _own(array: jax.Array) -> list[jax.Shard]:
 
 
 def _shard_changes(old: jax.Shard, new: jax.Shard, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    size = prod(new.data.shape)
+    layers = new.data.shape[0] if len(shape) > 2 else 1
+    size = prod(new.data.shape) // layers
     room = size if size <= _SMALL or new.data.dtype.itemsize > 2 else size // _SHARE
-    count, *compacted = _compact(old.data, new.data, room)
-    many = int(count)
-    if many > room:
-        raise TooMany(f"{many} of {size} elements")
-    where, before, after = (np.asarray(array)[:many] for array in compacted)
+    counts_L, blocks = _compact(old.data, new.data, layers, room)
+    counts_L = np.asarray(counts_L)
+    if counts_L.max(initial=0) > room:
+        raise TooMany(f"{counts_L.max()} of {size} elements")
+    found = blocks[: -(-int(counts_L.max(initial=0)) // _width(room))]
+    held_LC = np.arange(len(found) * _width(room)) < counts_L[:, None]
+    where, before, after = (
+        np.concatenate([np.asarray(block[part]) for block in found], axis=1)[held_LC] if found else np.empty(0, kind)
+        for part, kind in enumerate((np.int32, _bits(new.data), _bits(new.data)))
+    )
+    flat = where + np.repeat(np.arange(layers, dtype=np.int64) * size, counts_L)
+    if new.data.shape == shape:
+        return flat, before, after
     starts = [(bounds.start or 0) for bounds in new.index]
-    at = np.unravel_index(where.astype(np.int64), new.data.shape) if shape else ()
-    moved = tuple(index + start for index, start in zip(at, starts, strict=True))
-    return np.ravel_multi_index(moved, shape).astype(np.int64) if shape else where, before, after
+    places = zip(np.unravel_index(flat, new.data.shape), starts, strict=True)
+    return np.ravel_multi_index(tuple(index + start for index, start in places), shape), before, after
 
 
-@partial(jax.jit, static_argnums=2)
-def _compact(old: Array, new: Array, size: int) -> tuple[Array, Array, Array, Array]:
-    """How many elements differ, and of the first C of them flat index and bits before and after."""
-    kind = jnp.dtype(f"uint{8 * new.dtype.itemsize}")
-    before, after = (jax.lax.bitcast_convert_type(array, kind).reshape(-1) for array in (old, new))
-    changed = before != after
-    where = jnp.nonzero(changed, size=size, fill_value=0)[0].astype(jnp.int32)
-    return changed.sum(), where, before[where], after[where]
+@partial(jax.jit, static_argnums=(2, 3))
+def _compact(old: Array, new: Array, layers: int, room: int) -> tuple[Array, list[tuple[Array, Array, Array]]]:
+    """How many elements of each layer differ, int32 [L]; and of the first C of them the index in the layer, and the
+    bits before and after, in blocks [L, C / blocks], so that only those that hold something have to be fetched."""
+    before_LN, after_LN = (
+        jax.lax.bitcast_convert_type(array, _bits(array)).reshape(layers, -1) for array in (old, new)
+    )
+    width = _width(room)
+    slots = -(-room // width) * width if room else 0
+
+    def layer(pair: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
+        before_N, after_N = pair
+        changed_N = before_N != after_N
+        where_C = jnp.nonzero(changed_N, size=slots, fill_value=0)[0].astype(jnp.int32)
+        return changed_N.sum(dtype=jnp.int32), where_C, before_N[where_C], after_N[where_C]
+
+    # One layer after the other: indices stay below 2^31, and temporaries are those of a layer.
+    counts_L, *compacted = jax.lax.map(layer, (before_LN, after_LN))
+    parts = [jnp.split(array_LC, slots // width, axis=1) for array_LC in compacted] if slots else [[], [], []]
+    return counts_L, list(zip(*parts, strict=True))
+
+
+def _width(room: int) -> int:
+    """Places of one block."""
+    return max(1, -(-room // _BLOCKS))
+
+
+def _bits(array: Array) -> np.dtype:
+    return np.dtype(f"<u{array.dtype.itemsize}")
 
 
 @partial(jax.jit, static_argnums=1)

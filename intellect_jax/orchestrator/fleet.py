@@ -24,6 +24,7 @@ from intellect_jax.types import Version
 log = logging.getLogger(__name__)
 
 _BACKOFF = 0.25  # seconds before the second try, doubled for each further one
+_POLL = 0.01  # seconds before the second question how a reading stands, doubled for each further one
 _READY_EVERY = 0.2  # seconds between looks at a server that is starting
 _PAUSE = {"reprefill": "mode=keep", "keep_kv": "mode=keep&clear_cache=false", "wait": "mode=wait"}
 
@@ -119,11 +120,13 @@ class Fleet:
         """
         self._latest = (str(manifest_path), version)
         deadline = time.monotonic() + self._outage
+        told: set[str] = set()
         while True:
             outcomes = await asyncio.gather(*(self._try_update(server) for server in self._servers.all))
             failures = [failure for failure in outcomes if failure]
-            for failure in failures:
+            for failure in {*map(str, failures)} - told:
                 log.warning("version %s: %s", version, failure)
+            told.update(map(str, failures))
             if len(failures) < len(outcomes):
                 return True
             if superseded():
@@ -150,10 +153,12 @@ class Fleet:
             if self._latest is None or server.version == self._latest[1]:
                 return
             manifest, version = self._latest
+            await self._read_ahead(server, manifest, version)
             await self._post(server, f"/pause?{self._pause}")
             try:
                 await self._post(server, "/start_weight_update")
-                await self._load(server, manifest, version)
+                info = {"manifest": manifest, "version": str(version)}
+                await self._post(server, "/update_weights", {"update_info": info})
                 await self._post(server, "/finish_weight_update", {"weight_version": str(version)})
             except BaseException:
                 await self._resume(server)
@@ -161,21 +166,33 @@ class Fleet:
             await self._post(server, "/resume")
             server.version, server.installs = version, server.installs + 1
 
+    async def _read_ahead(self, server: Server, manifest: str, version: Version) -> None:
+        """Has the server read and verify a version while it samples; what is wrong with one is found here."""
+        asked, deadline = {"version": str(version)}, time.monotonic() + self._timeout
+        await self._call(server, "read_version", {"manifest": manifest, **asked})
+        pause = _POLL
+        while True:
+            results = await self._call(server, "version_read", asked)
+            if failed := next((result for result in results if result["error"]), None):
+                code = "damaged_weights" if failed["damaged"] else ""
+                raise _ServerFailed(f"{server.url}: {manifest}: {failed['error']}", code, outage=failed["damaged"])
+            if all(result["done"] for result in results):
+                return
+            if time.monotonic() > deadline:
+                raise _ServerFailed(f"{server.url} did not read {manifest} within {self._timeout:.0f} s")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _READY_EVERY)
+
+    async def _call(self, server: Server, method: str, kwargs: dict[str, str]) -> list[Any]:
+        """What each worker of the server answers."""
+        return (await self._post(server, "/collective_rpc", {"method": method, "kwargs": kwargs}))["results"]
+
     async def _resume(self, server: Server) -> None:
         """After a failed update, whose error is the one to show: a server that stays paused answers nobody."""
         try:
             await self._post(server, "/resume")
         except (_ServerFailed, RequestRefused) as error:
             log.warning("after a failed update: %s", error)
-
-    async def _load(self, server: Server, manifest: str, version: Version) -> None:
-        info = {"manifest": manifest, "version": str(version)}
-        try:
-            await self._post(server, "/update_weights", {"update_info": info})
-        except _ServerFailed as error:
-            if self._vllm and error.status == 500:  # it does not say why, its log does
-                raise _ServerFailed(str(error), "damaged_weights", status=500) from error
-            raise
 
     async def _recover(self, server: Server, pause: float) -> None:
         """Gives a server that failed the weights that it lacks, or else a rest."""
@@ -211,7 +228,7 @@ class Fleet:
         text = f"{server.url}{path} answered {status}: {problem.get('message')}"
         if 400 <= status < 500:
             raise RequestRefused(text)
-        raise _ServerFailed(text, problem.get("code", ""), outage=status == 503, status=status)
+        raise _ServerFailed(text, problem.get("code", ""), outage=status == 503)
 
     async def _send(self, server: Server, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
         """Status and answer, which is text where it is not JSON."""
@@ -226,10 +243,9 @@ class Fleet:
 
 
 class _ServerFailed(Exception):
-    def __init__(self, message: str, code: str = "", outage: bool = False, status: int = 0):
+    def __init__(self, message: str, code: str = "", outage: bool = False):
         super().__init__(message)
         self.code = code
-        self.status = status  # of its answer; 0: there was none
         self.outage = outage  # the server is not there, or not ready: a restart mends it
 
 

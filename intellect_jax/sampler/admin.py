@@ -1,7 +1,8 @@
 """Administrative routes: pausing and weight updates, in vLLM's protocol.
 
-An update is verified and put on the device by /update_weights while nothing else changes; /finish_weight_update makes
-it the policy between two decode steps. Any failure before that leaves the old policy in place.
+/collective_rpc with ``read_version`` has a version read, verified and put on the device while requests go on. Then, in
+a pause, /update_weights takes it, or reads it now, and /finish_weight_update makes it the policy between two decode
+steps. Any failure before that leaves the old policy in place.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def routes() -> list[web.RouteDef]:
     return [
         web.post("/init_weight_transfer_engine", _accept),
         web.post("/reset_prefix_cache", _accept),  # this engine keeps no prefixes
+        web.post("/collective_rpc", _rpc),
         web.post("/pause", _pause),
         web.post("/start_weight_update", _start),
         web.post("/update_weights", _update),
@@ -80,6 +82,19 @@ async def _resume(request: web.Request) -> web.Response:
     return _done()
 
 
+async def _rpc(request: web.Request) -> web.Response:
+    """The two calls that our vLLM workers know too, with their answers."""
+    state, body = request.app[STATE], await read_json(request)
+    kwargs = body.get("kwargs")
+    match body.get("method"), kwargs:
+        case "read_version", {"manifest": str(manifest), "version": str(version)}:
+            state.reader.begin(Path(manifest), version)
+            return json_response({"results": [None]})
+        case "version_read", {"version": str(version)}:
+            return json_response({"results": [state.reader.state(version)]})
+    raise BadRequest(f"method={body.get('method')!r} with {kwargs!r}: must be read_version or version_read")
+
+
 async def _start(request: web.Request) -> web.Response:
     request.app[STATE].staged = None
     return _done()
@@ -90,13 +105,12 @@ async def _update(request: web.Request) -> web.Response:
     info = body.get("update_info")
     if not isinstance(info, dict) or not isinstance(info.get("manifest"), str):
         raise BadRequest("update_info.manifest must be the path of a weight manifest")
-    async with state.updating:
-        try:
-            state.staged = await _within(state, asyncio.to_thread(state.load, Path(info["manifest"])))
-        except WeightError as error:
-            raise Unavailable(f"{info['manifest']}: {error}", "damaged_weights") from error
-        except ValueError as error:
-            raise BadRequest(f"{info['manifest']}: {error}") from error
+    try:
+        state.staged = await _within(state, state.reader.finish(Path(info["manifest"])))
+    except WeightError as error:
+        raise Unavailable(f"{info['manifest']}: {error}", "damaged_weights") from error
+    except ValueError as error:
+        raise BadRequest(f"{info['manifest']}: {error}") from error
     return _done()
 
 

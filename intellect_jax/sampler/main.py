@@ -24,6 +24,7 @@ from intellect_jax.sampler import loading, server
 from intellect_jax.sampler.engine import Engine
 from intellect_jax.sampler.programs import Programs, Shapes
 from intellect_jax.sampler.protocol import Limits
+from intellect_jax.sampler.reader import Reader
 from intellect_jax.sampler.state import ServerState
 from intellect_jax.transport.mirror import Mirror
 
@@ -63,7 +64,7 @@ def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any) -> Server
         limits=Limits(sampler.max_len, model.vocab_size, eos),
         tokenizer=tokenizer,
         model_name=config.run.name or config.model.family,
-        load=partial(loading.load, Mirror(), model=model, dtype=sampler.dtype),
+        reader=Reader(partial(loading.load, Mirror(), model=model, dtype=sampler.dtype)),
         request_timeout=sampler.request_timeout,
         update_timeout=sampler.request_timeout,
         compilations=compilations,

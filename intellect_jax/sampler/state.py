@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +16,7 @@ from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.sampler.engine import Engine, UpdateRefused
 from intellect_jax.sampler.mailbox import EngineStopped
 from intellect_jax.sampler.protocol import BadRequest, Limits
+from intellect_jax.sampler.reader import Reader
 from intellect_jax.sampler.requests import Request
 from intellect_jax.types import Version
 
@@ -29,7 +29,7 @@ class ServerState:
     limits: Limits
     tokenizer: Any  # None: the text routes are refused
     model_name: str
-    load: Callable[[Path], tuple[Params, Version]]  # runs in a thread
+    reader: Reader
     request_timeout: float  # seconds, of one generation
     update_timeout: float  # seconds, of one administrative call
     compilations: CompilationCounter

@@ -1,6 +1,10 @@
 """What changed on the devices is what changed between the files of two versions, on any mesh."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,8 @@ from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.bridge.published import Published, TooMany
 from intellect_jax.transport import changes
 from tests.policies import GLM4_MOE, OTHERS, random_params
+
+ROOT = Path(__file__).parents[2]
 
 
 def nudged(params, rate, seed=0):
@@ -43,3 +49,13 @@ def test_a_large_step_is_too_many_changes_and_the_next_small_one_is_not():
         published.advance(large)
     assert sum(each.changes.where.size for each in published.advance(nudged(large, 1e-6))) > 0
     assert sum(each.changes.where.size for each in published.advance(nudged(large, 1e-6))) == 0  # the same again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [("fsdp=4", "tensor=2"), ("expert=4", "data=2")], ids="_".join)
+def test_shards_of_a_mesh_hold_the_same_changes(axes):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.bridge.published_run", *axes]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert " changes in " in done.stdout and not done.stdout.startswith("0 ")

@@ -250,6 +250,8 @@ def test_a_server_is_resumed_even_when_its_update_fails(manifests):
     async def refusing(http):
         paths.append(http.path_qs)
         bad = http.path == "/update_weights"
+        if http.path == "/collective_rpc":
+            return web.json_response({"results": [{"done": True, "error": None, "damaged": False}]})
         return web.json_response({"error": {"message": "hash"}} if bad else {}, status=400 if bad else 200)
 
     async def scenario(on_update):
@@ -259,7 +261,7 @@ def test_a_server_is_resumed_even_when_its_update_fails(manifests):
                 await fleet.update(manifests[V1], V1)
 
     asyncio.run(scenario("reprefill"))
-    assert paths == ["/pause?mode=keep", "/start_weight_update", "/update_weights", "/resume"]
+    assert paths == ["/collective_rpc"] * 2 + ["/pause?mode=keep", "/start_weight_update", "/update_weights", "/resume"]
     paths.clear()
     asyncio.run(scenario("keep_kv"))
     asyncio.run(scenario("wait"))

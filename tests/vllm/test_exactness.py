@@ -11,6 +11,8 @@ import pytest
 from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.models import transformer
 from intellect_jax.orchestrator.fleet import Fleet, FleetError
+from intellect_jax.transport import changes
+from intellect_jax.transport.deltas import Changed
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 from tests.policies import random_params
@@ -30,6 +32,19 @@ def moved(cfg, number):
     params = jax.tree.map(lambda a, b: np.asarray(a + 0.02 * number * b, np.float32), start, direction)
     params["head"]["kernel"] *= np.float32(HEAD)
     return params
+
+
+def publish_all(store, cfg, params):
+    """Version after version, every other one as nothing but what changed."""
+    before = {}
+    for number, now in enumerate(params):
+        tensors = dict(to_hf(now, cfg))
+        if number % 2:
+            changed = [Changed(n, new.dtype, new.shape, changes.find(before[n], new)) for n, new in tensors.items()]
+            store.publish(Version(0, number), None, delta=(Version(0, number - 1), changed))
+        else:
+            store.publish(Version(0, number), tensors.items())
+        before = tensors
 
 
 @functools.cache
@@ -87,8 +102,7 @@ def test_every_token_is_exact_under_the_version_that_its_span_names(tmp_path, fa
     store = WeightStore(tmp_path / "weights", UPDATES + 1)
     versions = list(range(UPDATES + 1))
     params = [moved(cfg, number) for number in versions]
-    for number in versions:
-        store.publish(Version(0, number), to_hf(params[number], cfg))
+    publish_all(store, cfg, params)
     with serving(config, tmp_path / "run"):
         prompts, still, moving = asyncio.run(generate(config, store, versions))
     pairs = list(zip(prompts * 2, [*still, *moving], strict=True))
@@ -131,6 +145,7 @@ def test_what_must_not_be_loaded_leaves_the_policy_as_it_is(tmp_path):
             return damaged, before, await fleet.generate(prompt, sampling, None)
 
     with serving(config, tmp_path / "run"):
+        config.launch.start_timeout = 2.0  # the fleet's patience with a damaged version, which nobody mends here
         damaged, before, after = asyncio.run(run())
     assert Version(0, 1) in damaged
     for number, generation in ((0, before), (4, after)):

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from intellect_jax.sampler.vllm_plugin import EXPECTED
+from intellect_jax.sampler.vllm_plugin.reader import Reader
 from intellect_jax.sampler.vllm_plugin.reload import reload_weights
-from intellect_jax.transport.mirror import Mirror
-from intellect_jax.transport.reading import WeightError, located
 from intellect_jax.transport.safetensors_file import dtype_name
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,9 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Reads a version, checks all of it, and only then touches the model: within one call, between two engine steps.
+    """Touches the model only with a version that was read and checked, within one call, between two engine steps.
+
+    Reading is begun by the worker (see ``extension``) before anything is paused, and else by ``receive_weights``.
 
     Under tensor parallelism every rank reads the version, and the model's own loaders take the rank's slices.
     """
@@ -51,7 +53,7 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.mirror = Mirror()
+        self.reader = Reader(partial(refuse_other_model, expected_file=Path(self.model_config.model) / EXPECTED))
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to do; see :class:`InitInfo`."""
@@ -64,30 +66,24 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Raises WeightError, with the model untouched, for what must not be loaded."""
+        tensors = self.reader.finish(update_info.manifest, update_info.version)
         begun = time.monotonic()
-        folder, version = located(update_info.manifest)
-        if str(version) != update_info.version:
-            raise WeightError(f"{update_info.manifest} is version {version}, not {update_info.version}")
-        self.mirror.advance(folder, version)
-        refuse_other_model(self.mirror.tensors, Path(self.model_config.model) / EXPECTED)
-        read = time.monotonic()
         try:
-            reload_weights(self.model, self.model_config, self.mirror.tensors)
+            reload_weights(self.model, self.model_config, tensors)
         except BaseException:
-            log.exception("FATAL version %s could not be loaded, and the model is not whole any more", version)
+            log.exception("FATAL version %s could not be loaded: the model is not whole any more", update_info.version)
             logging.shutdown()
             os._exit(HALF_LOADED)
-        done = time.monotonic()
-        log.info("version %s: read in %.3f s, loaded in %.3f s", version, read - begun, done - read)
+        log.info("version %s: loaded in %.3f s", update_info.version, time.monotonic() - begun)
 
     def shutdown(self) -> None:
         """Nothing is open."""
 
 
 def refuse_other_model(tensors: dict[str, np.ndarray], expected_file: Path) -> None:
-    """Raises WeightError unless names, shapes and dtypes are exactly those that the server was started for."""
+    """Raises ValueError unless names, shapes and dtypes are exactly those that the server was started for."""
     expected: dict[str, Any] = json.loads(expected_file.read_text())
     given = {name: [dtype_name(array.dtype), list(array.shape)] for name, array in tensors.items()}
     for name in sorted(expected.keys() | given.keys()):
         if given.get(name) != expected.get(name):
-            raise WeightError(f"tensor {name} is {given.get(name)}, the model's is {expected.get(name)}")
+            raise ValueError(f"tensor {name} is {given.get(name)}, the model's is {expected.get(name)}")
