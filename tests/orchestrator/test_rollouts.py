@@ -64,10 +64,11 @@ class Fleet:
 
     def __init__(self, tokenizer, answers):
         self.answers = [[t for c in a for t in tokenizer.encode(c)] + [tokenizer.eos_token_id] for a in answers]
-        self.prompts, self.stop = [], None
+        self.prompts, self.stop, self.conversations = [], None, []
 
-    async def generate(self, token_ids, params, seed):
+    async def generate(self, token_ids, params, seed, conversation):
         self.prompts.append(list(token_ids))
+        self.conversations.append(conversation)
         self.stop, ids = params["stop_token_ids"], self.answers[len(self.prompts) - 1]
         return Generation(ids, [-1.0] * len(ids), [0] * len(ids), "stop", 0, None)
 
