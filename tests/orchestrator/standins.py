@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from launch.addresses import free_ports
-from tests.samplers import sampler_config
+from tests.samplers import MAX_LEN, sampler_config
+
+FEW_PROGRAMS = {"prefill_buckets": (MAX_LEN,), "prefill_rows": 1}  # of a real server that soon has compiled them
 
 
 def config_for(urls, **sampler):

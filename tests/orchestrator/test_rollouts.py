@@ -146,3 +146,9 @@ def test_what_the_template_refuses_costs_the_rollout(config, tmp_path):
     rollout, fleet = play(config, plain, [LOOK])
     assert rollout.reward is None and not fleet.prompts
     assert rollout.error == "ChatError: the chat template leaves out the tool 'look': take a template that knows tools"
+
+
+def test_all_turns_of_a_rollout_are_one_conversation_and_rollouts_are_several(config, tokenizer):
+    fleets = [play(config, tokenizer, [LOOK, SAY, "<think>\n\n</think>\n\nyes, blue"])[1] for _ in range(2)]
+    assert [len(fleet.conversations) for fleet in fleets] == [3, 3]
+    assert len({id(conversation) for fleet in fleets for conversation in fleet.conversations}) == 2

@@ -11,7 +11,7 @@ from intellect_jax.orchestrator import stragglers
 from intellect_jax.orchestrator.fleet import Fleet
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
-from tests.orchestrator.standins import StandIn, config_for, standing_in, until, url
+from tests.orchestrator.standins import FEW_PROGRAMS, StandIn, config_for, standing_in, until, url
 from tests.policies import SMALL, random_params
 from tests.samplers import expected_logprobs, running, serving
 
@@ -46,7 +46,7 @@ def test_so_many_servers_pause_at_once_and_all_take_it(tmp_path, asked, servers,
 
 def test_generation_goes_on_somewhere_while_real_servers_are_updated(tmp_path):
     """And every token is written under the version that it names."""
-    config = config_for([url(), url()])
+    config = config_for([url(), url()], **FEW_PROGRAMS)
     store, rng = WeightStore(tmp_path), np.random.default_rng(0)
     manifests = [store.publish(Version(0, n), to_hf(random_params(SMALL, n), SMALL)) for n in range(1, 5)]
     prompts = [rng.integers(3, 90, size=4).tolist() for _ in range(24)]

@@ -13,7 +13,7 @@ from intellect_jax.orchestrator import watch
 from intellect_jax.orchestrator.fleet import Conversation, Fleet
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
-from tests.orchestrator.standins import METRICS, StandIn, config_for, standing_in, until, url
+from tests.orchestrator.standins import FEW_PROGRAMS, METRICS, StandIn, config_for, standing_in, until, url
 from tests.policies import SMALL, random_params
 from tests.samplers import running, serving
 
@@ -141,7 +141,7 @@ def test_the_limit_follows_what_a_server_tells_and_stays_when_it_tells_nothing(t
 
 
 def test_a_real_server_tells_its_load_under_vllms_names(tmp_path):
-    config = config_for([url()])
+    config = config_for([url()], **FEW_PROGRAMS)
     manifest = WeightStore(tmp_path / "weights").publish(V1, to_hf(random_params(SMALL, 1), SMALL))
 
     async def scenario(state):
@@ -161,12 +161,12 @@ def test_a_real_server_tells_its_load_under_vllms_names(tmp_path):
     with running(config) as state:
         idle, loaded = asyncio.run(scenario(state))
     assert (idle.running, idle.waiting, idle.cache, idle.generated) == (0, 0, 0.0, 0)
-    assert (loaded.running, loaded.waiting) == (8, 3) and loaded.generated >= 90
+    assert (loaded.running, loaded.waiting) == (8, 1) and loaded.generated >= 90
     assert 100 / 256 <= loaded.cache <= 1.0
 
 
 def test_a_real_server_joins_and_leaves_while_requests_go_on(tmp_path, told):
-    config = config_for([url()])
+    config = config_for([url()], **FEW_PROGRAMS)
     joining = url()
     manifest = WeightStore(tmp_path / "weights").publish(V1, to_hf(random_params(SMALL, 1), SMALL))
 
