@@ -250,12 +250,24 @@ SCHEMA: dict[str, Any] = {
         "num_servers": Key(1, "servers that the launcher starts", at_least(1)),
         "urls": Key((), "base URLs of the fleet; empty: chosen at start", http_addresses),
         "slots": Key(64, "requests that decode together", at_least(1)),
+        "min_inflight": Key(
+            1, "requests that a server always may have at once, however full it says it is", at_least(1)
+        ),
+        "max_inflight": Key(
+            0,
+            "most requests that one server has at once (0: slots + prefill_rows); its /metrics steer below",
+            at_least(0),
+        ),
+        "cache_high_water": Key(
+            0.95, "use of its KV cache from which a server gets fewer requests at once", between(0.0, 1.0)
+        ),
         "max_len": Key(64, "longest prompt plus answer, tokens", at_least(2)),
         "prefill_buckets": Key((32, 64), "padded prompt lengths, tokens; each compiles once", increasing),
         "prefill_rows": Key(16, "prompts prefilled together", at_least(1)),
         "decode_steps": Key(1, "tokens decoded per host round trip", at_least(1)),
         "deterministic": Key(False, "one compiled size of each program: a rerun samples the same bits, more slowly"),
         "on_update": Key("reprefill", "running requests at a weight update", one_of("reprefill", "keep_kv", "wait")),
+        "paused_at_once": Key(0, "servers paused at once for an update (0: half of the fleet, but one)", at_least(0)),
         "request_timeout": Key(120.0, "longest generation request, seconds", above(0)),
         "platform": Key("", "JAX platform of the sampler; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
         "gpu_memory": Key(0.0, "share of each GPU's memory that a server takes (0: JAX's own choice, 3/4)", share),

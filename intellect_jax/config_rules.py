@@ -51,6 +51,11 @@ RULES: tuple[Rule, ...] = (
         "the largest prefill bucket must equal max_len, so that a running request can be recomputed",
     ),
     Rule(
+        ("sampler.min_inflight", "sampler.max_inflight"),
+        lambda c: 0 < c.sampler.max_inflight < c.sampler.min_inflight,
+        "the most must not be less than the fewest",
+    ),
+    Rule(
         ("trainer.seq_buckets", "sampler.max_len"),
         lambda c: max(c.trainer.seq_buckets) < c.sampler.max_len,
         "the largest row must hold the longest rollout",

@@ -22,6 +22,7 @@ python -m launch plan    --config=… --devices=N --target=h100|h200|b200|v5p|v6
 python -m launch bench   --config=…    the trainer's speed and memory on made-up data, as JSON lines
 python -m launch trainer|orchestrator|sampler|env --config=… [--index=N]   one role, here
     Slurm, Kubernetes and several trainer processes: docs/multi_host.md
+python -m launch sampler --join=RUN_DIRECTORY    one more sampler for a run that goes on, until Ctrl-C
 
 --config may be a JSON file, too. A run that exists goes on; --fresh starts it anew and keeps the old one as
 NAME.previous. --dry_run prints the configuration with the origin of each changed key, and starts nothing.

@@ -10,11 +10,12 @@ from launch.suggestions import nearest
 ROLES = ("trainer", "orchestrator", "sampler", "env")
 COMMANDS = ("run", "sft", "eval", "export", "plan", "bench", *ROLES)
 SWITCHES = ("fresh", "dry_run", "help", "search")
-VALUES = ("config", "index", "checkpoint", "out", "devices", "target", "fleet_devices")
+VALUES = ("config", "index", "join", "checkpoint", "out", "devices", "target", "fleet_devices")
 NUMBERS = ("index", "devices", "fleet_devices")
 ONLY_FOR = {  # options that other commands would silently ignore
     "fresh": ("run", "sft"),
     "index": ("trainer", "sampler", "env"),
+    "join": ("sampler",),
     "checkpoint": ("export",),
     "out": ("export", "plan"),
     "devices": ("plan",),
@@ -35,6 +36,7 @@ class Arguments:
     dry_run: bool = False
     help: bool = False
     index: int | None = None  # which trainer process, sampler or environment worker
+    join: str = ""  # directory of a run that goes on, which a sampler joins
     checkpoint: str = ""  # step to export; empty: the newest
     out: str = ""  # folder to export to, file of a plan; empty: <run>/export, <run>/plan.json
     devices: int = 0  # of the trainer that is planned
@@ -53,7 +55,9 @@ def parse(argv: list[str]) -> Arguments:
             raise UserError(f"unknown command {arguments.command!r}{nearest(arguments.command, COMMANDS)}")
     while words:
         _take_flag(arguments, words)
-    if not arguments.config and not arguments.help:
+    if arguments.join and (arguments.config or arguments.index is not None):
+        raise UserError("--join takes configuration and number from the run: leave --config and --index out")
+    if not arguments.config and not arguments.join and not arguments.help:
         raise UserError("which configuration? Add for example --config=configs/debug_cpu.py")
     return arguments
 

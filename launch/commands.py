@@ -19,9 +19,10 @@ from intellect_jax.monitor.metrics import Metrics, read_metrics
 from intellect_jax.monitor.summary import LAUNCHER, write_summary
 from intellect_jax.parallel import hosts
 from intellect_jax.transport.weights import WeightStore
-from launch import addresses, preflight, preparation, reporting, roles, rundir
+from launch import addresses, joining, preflight, preparation, reporting, roles, rundir
 from launch.arguments import Arguments
-from launch.configuration import DEFAULTS, Resolved, resolve
+from launch.configuration import Resolved, resolve
+from launch.dry_run import dry_run
 from launch.exit_codes import DONE, FAILED
 from launch.plan import main as planning
 from launch.plan.compile import CompilationFailed
@@ -54,7 +55,7 @@ def evaluate(arguments: Arguments) -> int:
     roles_here = ("orchestrator", "sampler", "env")
     preflight.refuse(resolved, roles_here)
     if arguments.dry_run:
-        return _dry_run(resolved)
+        return dry_run(resolved)
     with rundir.locked(resolved.run_dir):
         addresses.choose(resolved.config)
         rundir.set_aside(resolved.run_dir)
@@ -86,7 +87,7 @@ def export(arguments: Arguments) -> int:
         raise UserError(f"{resolved.run_dir} has no checkpoint to export: train first, or give another run.name")
     preflight.refuse_unwritable("--out", out)
     if arguments.dry_run:
-        return _dry_run(resolved, write=False)
+        return dry_run(resolved, write=False)
     os.environ |= roles.environment(resolved.config, "trainer")
     from launch.export import main  # only now: it imports JAX
 
@@ -101,7 +102,7 @@ def plan(arguments: Arguments) -> int:
     if not arguments.devices:
         raise UserError("--devices: how many devices shall the trainer have? For example --devices=128")
     if arguments.dry_run:
-        return _dry_run(resolved, write=False)
+        return dry_run(resolved, write=False)
     out = Path(arguments.out) if arguments.out else resolved.run_dir / "plan.json"
     preflight.refuse_unwritable("--out", out.parent)
     try:
@@ -126,7 +127,7 @@ def bench(arguments: Arguments) -> int:
     _take_batch_shape(config)
     preflight.refuse_trainer(config)
     if arguments.dry_run:
-        return _dry_run(resolved, write=False)
+        return dry_run(resolved, write=False)
     os.environ |= roles.environment(config, "trainer")
     from launch.bench.main import main  # only now: it imports JAX
 
@@ -143,6 +144,8 @@ def _take_batch_shape(config: ConfigDict) -> None:
 
 def role(arguments: Arguments) -> int:
     """One role in this process: what the supervisor, Slurm or Kubernetes starts."""
+    if arguments.join:
+        return joining.join(arguments)
     resolved = resolve(arguments)
     config = resolved.config
     missing = [name for name in _needed_addresses(arguments.command, config) if not get(config, name)]
@@ -152,7 +155,7 @@ def role(arguments: Arguments) -> int:
     _refuse_taken_by_others(arguments.command, config, index)
     if arguments.dry_run:
         preflight.refuse(resolved, (arguments.command,))
-        return _dry_run(resolved, write=False)
+        return dry_run(resolved, write=False)
     preparation.prepare_tokenizer(config, resolved.run_dir)
     return roles.run(arguments.command, config, resolved.run_dir, index)
 
@@ -191,7 +194,7 @@ def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) ->
         rundir.refuse_changes(resolved.config, resolved.run_dir)
     preflight.refuse(resolved, wanted)
     if arguments.dry_run:
-        return _dry_run(resolved)
+        return dry_run(resolved)
     with rundir.locked(resolved.run_dir):
         addresses.choose(resolved.config)
         if arguments.fresh and (previous := rundir.set_aside(resolved.run_dir)):
@@ -205,16 +208,6 @@ def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) ->
         next_command = _next_command(arguments, resolved.run_dir, code)
         print("\n".join(closing_lines(summary, resolved.run_dir, next_command, code == DONE)))
     return code
-
-
-def _dry_run(resolved: Resolved, *, write: bool = True) -> int:
-    """Prints the whole configuration, with the origin of what is not default, and leaves it in config.json if asked."""
-    for name, default in DEFAULTS.items():
-        origin = f"    # {resolved.origins[name]}; default {default!r}" if name in resolved.origins else ""
-        print(f"{name} = {get(resolved.config, name)!r}{origin}")
-    if write and not rundir.started(resolved.run_dir):  # a started run keeps what its roles were given
-        print(f"written to {rundir.write_config(resolved.config, resolved.run_dir)}; nothing was started")
-    return DONE
 
 
 def _supervise(resolved: Resolved, wanted: tuple[str, ...]) -> int:

@@ -78,16 +78,19 @@ def environment(config: ConfigDict, role: str) -> dict[str, str]:
     return variables
 
 
-def run(role: str, config: ConfigDict, run_dir: Path, index: int | None) -> int:
-    """Runs one role in this process; returns its exit code. What ends it badly stands in the log after FATAL."""
-    code = _run(role, config, run_dir, index)
+def run(role: str, config: ConfigDict, run_dir: Path, index: int | None, url: str = "") -> int:
+    """Runs one role in this process; returns its exit code. What ends it badly stands in the log after FATAL.
+
+    ``url``: where a sampler serves that is none of ``sampler.urls``.
+    """
+    code = _run(role, config, run_dir, index, url)
     if code == FAILED and role == "trainer" and index is not None:  # an orderly end would wait for the other processes
         logging.shutdown()
         os._exit(code)
     return code
 
 
-def _run(role: str, config: ConfigDict, run_dir: Path, index: int | None) -> int:
+def _run(role: str, config: ConfigDict, run_dir: Path, index: int | None, url: str) -> int:
     logging.basicConfig(
         level=logging.WARNING,  # of libraries; Orbax alone says a hundred things a checkpoint
         stream=sys.stderr,
@@ -105,7 +108,9 @@ def _run(role: str, config: ConfigDict, run_dir: Path, index: int | None) -> int
     try:
         vllm = role == "sampler" and config.sampler.backend == "vllm"
         main = importlib.import_module(VLLM if vllm else ENTRY_POINTS[role]).main
-        return main(config, run_dir) if role == "orchestrator" else main(config, run_dir, index)
+        if role == "orchestrator":
+            return main(config, run_dir)
+        return main(config, run_dir, index, url) if url else main(config, run_dir, index)
     except UserError as error:
         logging.critical("%s %s", FATAL, error)
         return WRONG_INPUT

@@ -4,6 +4,8 @@ import json
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -130,6 +132,30 @@ def test_a_sampler_that_freezes_is_named_and_started_again(tmp_path, begin):
     told = re.search(r"sampler-0 does not answer since (\d\d:\d\d:\d\d), while \S.*: it is killed", said(run_dir))
     assert told, said(run_dir)[-3000:]
     assert told[1] in {time.strftime("%H:%M:%S", time.localtime(frozen + s)) for s in (-2, -1, 0, 1)}
+
+
+def test_a_sampler_joins_a_run_works_for_it_and_is_killed(tmp_path, begin):
+    run_dir, steps = tmp_path / "run", 60
+    process = begin(run_dir, *SMALL, f"--config.trainer.max_steps={steps}", "--config.checkpoint.every=30")
+    at_step(run_dir, 1)
+    log = run_dir / "logs" / "orchestrator.log"
+    joined = subprocess.Popen([sys.executable, "-m", "launch", "sampler", f"--join={run_dir}"], cwd=ROOT)
+    try:
+        wait_for(lambda: "joined the fleet with version" in log.read_text(), "word of the one that joined", TIMEOUT)
+        wait_for(lambda: made_by("sampler-100", run_dir) > 200, "tokens of the one that joined", TIMEOUT)
+    finally:
+        joined.kill()
+        joined.wait(10)
+    wait_for(lambda: "left the fleet" in log.read_text(), "word of the one that left", 20)
+    assert process.wait(TIMEOUT) == 0, said(run_dir)[-3000:]
+    assert complaints(read_books(run_dir), steps) == []
+    assert max(row["fleet/healthy"] for row in surviving(read_metrics(run_dir), "trainer")) == 2
+    assert not [row for row in read_metrics(run_dir) if row.get("rollouts/dropped_error")]
+
+
+def made_by(role, run_dir):
+    """Tokens that a sampler has generated."""
+    return max((row["tokens/generated"] for row in read_metrics(run_dir) if row["role"] == role), default=0)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,12 @@ async def _run(config: ConfigDict, run_dir: Path) -> None:
         orchestrator = Orchestrator(config, run_dir, fleet, jobs)
         watchdog.progress("waiting for environment workers", waits_for="env")
         await orchestrator.prepare()
-        if config.eval.only:
-            await orchestrator.evaluate_once()
-        else:
-            await orchestrator.train()
+        work = asyncio.create_task(orchestrator.evaluate_once() if config.eval.only else orchestrator.train())
+        watching = asyncio.create_task(fleet.watch(run_dir))
+        try:
+            await _first_of(work, watching)
+        finally:
+            await _cancelled(work, watching)
 
 
 class Orchestrator:
@@ -65,6 +67,7 @@ class Orchestrator:
         self.config, self.run_dir, self.fleet, self.jobs = config, run_dir, fleet, jobs
         self.metrics = Metrics(run_dir, "orchestrator", tensorboard=config.monitor.tensorboard)
         replay = config.trainer.router_replay and config.sampler.backend == "jax"
+        self.ahead: deque[dict[str, Any]] = deque()  # what the trainer said that is not handled yet
         self.runner = RolloutRunner(config, load_tokenizer(run_dir / "tokenizer"), fleet, jobs, replay)
 
     async def prepare(self) -> None:
@@ -100,7 +103,7 @@ class Orchestrator:
         """Handles what the trainer says, in order; returns when it is done."""
         final = Version(-1, -1)
         while True:
-            message = await self.server.messages.get()
+            message = self.ahead.popleft() if self.ahead else await self.server.messages.get()
             if message["type"] == "done":
                 break
             final = Version.parse(message["version"])
@@ -115,7 +118,7 @@ class Orchestrator:
     async def cut(self, step: int, groups: list[Group], dropped: Counter[str]) -> None:
         """Makes batch ``step`` of the groups and queues it with the ledger as of now."""
         epoch, ledger = self.server.epoch, self.scheduler.ledger()
-        metrics = batch_metrics(groups, dropped, self.server.found)
+        metrics = batch_metrics(groups, dropped, self.server.found) | self.fleet.figures()
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         await asyncio.to_thread(write_rollouts, self.run_dir / "rollouts", f"step-{step:06d}", rollouts)
         batch = await asyncio.to_thread(make_batch, step, groups, self.config, self._routed_shape(groups))
@@ -161,15 +164,29 @@ class Orchestrator:
         Rollouts go on meanwhile; the next version waits, so that all of the evaluation is of this one.
         """
         self.server.reason = f"waiting for the fleet to load version {version}"
-        if not await self.fleet.update(manifest, version, superseded=lambda: not self.server.messages.empty()):
-            return
         is_new = self.scheduler.version is not None  # not that of a trainer that was restored, evaluated already
         every = self.config.eval.every
         due = every and is_new and version.number % every == 0 and version.number < self.config.trainer.max_steps
+        due = due or version.number == 0
+        if not await self.fleet.update(manifest, version, self._superseded, whole=bool(due)):
+            self._serve_oldest(version.lineage)
+            return
         self.scheduler.set_version(version)
         self.server.reason = "waiting for rollouts"
-        if due or version.number == 0:
+        if due:
             await self.evaluate(version)
+
+    def _serve_oldest(self, lineage: int) -> None:
+        """While versions come faster than the fleet takes them: groups would wait until it has caught up."""
+        before, oldest = self.scheduler.version, self.fleet.oldest()
+        if before is not None and oldest is not None and oldest.lineage == lineage and oldest > before:
+            self.scheduler.set_version(oldest)
+
+    def _superseded(self) -> bool:
+        """Whether the trainer has said of a newer version than the one in hand."""
+        while not self.server.messages.empty():
+            self.ahead.append(self.server.messages.get_nowait())
+        return any(message["type"] in ("hello", "published") for message in self.ahead)
 
     def _standing(self) -> tuple[str, Any, str]:
         """For the watchdog: what this role is at, what changes with any progress, and whom it waits for."""
@@ -191,3 +208,9 @@ async def _first_of(main: asyncio.Task[None], *others: asyncio.Task[None]) -> No
     done, _ = await asyncio.wait({main, *others}, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
+
+
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,6 +15,7 @@ from intellect_jax.data.messages import ChatError, Message, Tool
 from intellect_jax.data.template import endings
 from intellect_jax.orchestrator.fleet import Fleet, FleetError, RequestRefused
 from intellect_jax.orchestrator.generation import BadGeneration, Generation
+from intellect_jax.orchestrator.servers import Conversation
 from intellect_jax.transport.jobs import JobError, JobPool, JobTimeout
 from intellect_jax.types import Node, Rollout, Sample, Task
 
@@ -63,10 +64,12 @@ class RolloutRunner:
         return rollout
 
     async def _converse(self, rollout: Rollout, state: dict[str, Any], tools: list[Tool]) -> None:
-        history = None
+        # Its turns share a server, whose prefix cache then has all but the newest messages. The first turns of a group
+        # do not: they come at once, and their common prompt costs less than one full server beside idle ones.
+        history, conversation = None, Conversation()
         for turn in range(self.config.orchestrator.max_turns):
             history = self._ask(rollout, history, state["messages"], tools)
-            generation = await self._generate(rollout, history.ids)
+            generation = await self._generate(rollout, history.ids, conversation)
             text, end = split_answer(self.tokenizer, generation.token_ids)
             history = history.plus(generation.token_ids, text + end)
             self._append_answer(rollout, generation, text)
@@ -87,7 +90,7 @@ class RolloutRunner:
         rollout.nodes.append(Node(last["role"], last["content"], longer.ids[kept:], parent))
         return longer
 
-    async def _generate(self, rollout: Rollout, history: list[int]) -> Generation:
+    async def _generate(self, rollout: Rollout, history: list[int], conversation: Conversation) -> Generation:
         params = {
             "max_tokens": self.config.orchestrator.max_new_tokens,
             "temperature": rollout.temperature,
@@ -95,7 +98,7 @@ class RolloutRunner:
             "return_routed_experts": self.replay,
         }
         seed = request_seed(self.config.seed, rollout.task, rollout.sample_index)
-        generation = await self.fleet.generate(history, params, seed)
+        generation = await self.fleet.generate(history, params, seed, conversation)
         if rollout.lineage not in (-1, generation.lineage):
             raise BadGeneration(f"turns of one rollout come from lineages {rollout.lineage} and {generation.lineage}")
         rollout.lineage = generation.lineage

@@ -35,15 +35,15 @@ _METRICS_EVERY = 1.0  # seconds
 TOKEN_VARIABLE = "INTELLECT_JAX_ADMIN_TOKEN"
 
 
-def main(config: ConfigDict, run_dir: Path, index: int) -> int:
-    """Serves ``config.sampler.urls[index]`` until SIGTERM or SIGINT (0), or until the engine fails (1)."""
+def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
+    """Serves ``url``, or ``config.sampler.urls[index]``, until SIGTERM or SIGINT (0), or the engine fails (1)."""
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     if config.model.path:
         model = load_config(config.model.path)
     else:
         model = ModelConfig.from_config(config.model, len(tokenizer))
     state = make_state(config, model, tokenizer)
-    stopped = asyncio.run(_serve(config, run_dir, index, state))
+    stopped = asyncio.run(_serve(config, run_dir, index, url or config.sampler.urls[index], state))
     failed = state.engine.failure is not None
     if not stopped:
         log.warning("the engine is still compiling: leaving without it")
@@ -62,6 +62,7 @@ def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any) -> Server
     return ServerState(
         engine=engine,
         limits=Limits(sampler.max_len, model.vocab_size, eos),
+        slots=sampler.slots,
         tokenizer=tokenizer,
         model_name=config.run.name or config.model.family,
         reader=Reader(partial(loading.load, Mirror(), model=model, dtype=sampler.dtype)),
@@ -72,14 +73,14 @@ def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any) -> Server
     )
 
 
-async def _serve(config: ConfigDict, run_dir: Path, index: int, state: ServerState) -> bool:
+async def _serve(config: ConfigDict, run_dir: Path, index: int, url: str, state: ServerState) -> bool:
     """Until a signal or the engine's failure; False when the engine's thread could not be ended."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    url = urlsplit(config.sampler.urls[index])
-    runner = await server.start(server.make_app(state), url.hostname or "127.0.0.1", url.port or 80)
-    log.info("listening on %s", config.sampler.urls[index])
+    where = urlsplit(url)
+    runner = await server.start(server.make_app(state), where.hostname or "127.0.0.1", where.port or 80)
+    log.info("listening on %s", url)
     state.engine.start()
     metrics = Metrics(run_dir, f"sampler-{index}", tensorboard=config.monitor.tensorboard)
     try:

@@ -6,12 +6,14 @@ import time
 
 from aiohttp import web
 
+from intellect_jax.monitor.server_stats import NAMES
 from intellect_jax.sampler import admin, stream, text
 from intellect_jax.sampler.protocol import generate_chunk, generate_response, parse_generate
 from intellect_jax.sampler.state import (
     STATE,
     ServerState,
     Unavailable,
+    cache_usage,
     complete,
     errors_as_json,
     json_response,
@@ -79,18 +81,19 @@ async def _health(http: web.Request) -> web.Response:
 
 
 async def _metrics(http: web.Request) -> web.Response:
-    """Prometheus' text format."""
+    """Prometheus' text format; what every kind of server tells stands under vLLM's names."""
     state = http.app[STATE]
     stats = state.engine.stats()
     rows = [
-        ("tokens_generated_total", "counter", stats.generated),
-        ("requests_running", "gauge", stats.running),
-        ("requests_waiting", "gauge", stats.waiting),
-        ("weight_updates_total", "counter", stats.updates),
-        ("weight_update_seconds", "gauge", stats.update_seconds),
-        ("weight_version", "gauge", stats.version.number if stats.version else -1),
-        ("compilations_after_warmup_total", "counter", state.compilations.after_warmup),
-        ("paused", "gauge", int(stats.paused)),
+        (NAMES["generated"], "counter", stats.generated),
+        (NAMES["running"], "gauge", stats.running),
+        (NAMES["waiting"], "gauge", stats.waiting),
+        (NAMES["cache"], "gauge", cache_usage(state)),
+        ("intellect_jax_weight_updates_total", "counter", stats.updates),
+        ("intellect_jax_weight_update_seconds", "gauge", stats.update_seconds),
+        ("intellect_jax_weight_version", "gauge", stats.version.number if stats.version else -1),
+        ("intellect_jax_compilations_after_warmup_total", "counter", state.compilations.after_warmup),
+        ("intellect_jax_paused", "gauge", int(stats.paused)),
     ]
-    lines = [f"# TYPE intellect_jax_{name} {kind}\nintellect_jax_{name} {value}\n" for name, kind, value in rows]
+    lines = [f"# TYPE {name} {kind}\n{name} {value}\n" for name, kind, value in rows]
     return web.Response(text="".join(lines), headers={"Content-Type": "text/plain; version=0.0.4"})

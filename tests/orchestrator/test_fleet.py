@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -12,12 +11,11 @@ from aiohttp import web
 from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.orchestrator.fleet import Fleet, FleetError, RequestRefused
 from intellect_jax.orchestrator.generation import BadGeneration, parse_generation
-from intellect_jax.orchestrator.servers import NoRoom, Server, Servers
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
-from launch.addresses import free_ports
+from tests.orchestrator.standins import answer, answering, config_for, url
 from tests.policies import SMALL, random_params
-from tests.samplers import expected_logprobs, running, sampler_config, serving
+from tests.samplers import expected_logprobs, running, serving
 
 GREEDY = {"max_tokens": 5, "temperature": 0.0}
 V1, V2 = Version(0, 1), Version(0, 2)
@@ -27,38 +25,6 @@ V1, V2 = Version(0, 1), Version(0, 2)
 def manifests(tmp_path_factory):
     store = WeightStore(tmp_path_factory.mktemp("weights"))
     return {v: store.publish(v, to_hf(random_params(SMALL, v.number), SMALL)) for v in (V1, V2)}
-
-
-def config_for(urls, **sampler):
-    config = sampler_config(**sampler)
-    config.sampler.urls = tuple(urls)
-    return config
-
-
-def url() -> str:
-    return f"http://127.0.0.1:{free_ports(1)[0]}"
-
-
-@asynccontextmanager
-async def answering(handler, address=None):
-    """A server on a real port that runs ``handler`` for every path: what a broken sampler looks like."""
-    address = address or url()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", int(address.rsplit(":", 1)[1])).start()
-    try:
-        yield address
-    finally:
-        await runner.cleanup()
-
-
-def answer(token_ids=(4, 5), logprobs=(-0.5, -0.25), spans=(("0.1", 0, 2),), finish="stop", named=None):
-    content = [{"token_id": t, "logprob": p} for t, p in zip(named or token_ids, logprobs, strict=False)]
-    versions = [{"version": v, "start": s, "end": e} for v, s, e in spans]
-    choice = {"token_ids": list(token_ids), "finish_reason": finish, "logprobs": {"content": content}}
-    return {"choices": [{**choice, "weight_versions": versions}]}
 
 
 def test_a_sound_answer_is_read_token_by_token():
@@ -266,34 +232,6 @@ def test_a_server_is_resumed_even_when_its_update_fails(manifests):
     asyncio.run(scenario("keep_kv"))
     asyncio.run(scenario("wait"))
     assert [p for p in paths if p.startswith("/pause")] == ["/pause?mode=keep&clear_cache=false", "/pause?mode=wait"]
-
-
-def test_places_go_to_the_least_loaded_and_never_beyond_capacity():
-    async def scenario():
-        servers = Servers([Server("a", 2), Server("b", 4)])
-        holds = [servers.least_loaded(1.0) for _ in range(6)]
-        order = [(await hold.__aenter__()).url for hold in holds]
-        with pytest.raises(NoRoom):
-            async with servers.least_loaded(0.05):
-                pass
-        waiting = asyncio.ensure_future(servers.least_loaded(1.0).__aenter__())
-        await asyncio.sleep(0.01)
-        assert not waiting.done()
-        await holds[order.index("a")].__aexit__(None, None, None)
-        assert (await waiting).url == "a"
-        return order
-
-    assert sorted(asyncio.run(scenario())) == ["a", "a", "b", "b", "b", "b"]
-
-
-def test_a_resting_server_gets_nothing_until_it_wakes():
-    async def scenario():
-        servers = Servers([Server("a", 1), Server("b", 1)])
-        servers.rest(servers.all[0], 0.1)
-        async with servers.least_loaded(1.0) as first, servers.least_loaded(1.0) as second:
-            return first.url, second.url
-
-    assert asyncio.run(scenario()) == ("b", "a")
 
 
 def test_the_client_speaks_json_without_jax():

@@ -64,10 +64,11 @@ class Fleet:
 
     def __init__(self, tokenizer, answers):
         self.answers = [[t for c in a for t in tokenizer.encode(c)] + [tokenizer.eos_token_id] for a in answers]
-        self.prompts, self.stop = [], None
+        self.prompts, self.stop, self.conversations = [], None, []
 
-    async def generate(self, token_ids, params, seed):
+    async def generate(self, token_ids, params, seed, conversation):
         self.prompts.append(list(token_ids))
+        self.conversations.append(conversation)
         self.stop, ids = params["stop_token_ids"], self.answers[len(self.prompts) - 1]
         return Generation(ids, [-1.0] * len(ids), [0] * len(ids), "stop", 0, None)
 
@@ -145,3 +146,9 @@ def test_what_the_template_refuses_costs_the_rollout(config, tmp_path):
     rollout, fleet = play(config, plain, [LOOK])
     assert rollout.reward is None and not fleet.prompts
     assert rollout.error == "ChatError: the chat template leaves out the tool 'look': take a template that knows tools"
+
+
+def test_all_turns_of_a_rollout_are_one_conversation_and_rollouts_are_several(config, tokenizer):
+    fleets = [play(config, tokenizer, [LOOK, SAY, "<think>\n\n</think>\n\nyes, blue"])[1] for _ in range(2)]
+    assert [len(fleet.conversations) for fleet in fleets] == [3, 3]
+    assert len({id(conversation) for fleet in fleets for conversation in fleet.conversations}) == 2

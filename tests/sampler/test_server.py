@@ -193,8 +193,8 @@ def test_models_metrics_and_health(state):
     models, metrics, health = asyncio.run(scenario())
     assert json.loads(models)["data"][0]["max_model_len"] == MAX_LEN
     rows = dict(line.split() for line in metrics.splitlines() if not line.startswith("#"))
-    assert int(rows["intellect_jax_tokens_generated_total"]) == state.engine.stats().generated > 0
-    assert rows["intellect_jax_weight_version"] == "0" and rows["intellect_jax_requests_running"] == "0"
+    assert int(rows["vllm:generation_tokens_total"]) == state.engine.stats().generated > 0
+    assert rows["intellect_jax_weight_version"] == "0" and rows["vllm:num_requests_running"] == "0"
     assert json.loads(health) == {"status": "ok"}
 
 

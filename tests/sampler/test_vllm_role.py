@@ -8,11 +8,11 @@ import pytest
 from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.bridge.tokenizer import write_character_tokenizer
 from intellect_jax.models.transformer import init_params
+from intellect_jax.monitor.server_stats import parse
 from intellect_jax.orchestrator.generation import lacks_weights
 from intellect_jax.sampler.vllm_plugin import EXPECTED
 from intellect_jax.sampler.vllm_server import command
 from intellect_jax.sampler.vllm_server.model_folder import link_plugin, make_model_folder
-from intellect_jax.sampler.vllm_server.stats import parse
 from launch.configuration import load
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from intellect_jax.children import die_with_parent
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.metrics import Metrics
+from intellect_jax.monitor.server_stats import Stats, parse
 from intellect_jax.sampler.vllm_server import command
 from intellect_jax.sampler.vllm_server.model_folder import link_plugin, make_model_folder
-from intellect_jax.sampler.vllm_server.stats import Stats, parse
 from intellect_jax.types import Version
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ _LOOK = aiohttp.ClientTimeout(total=10.0)
 _STOP_TIMEOUT = 20.0  # seconds that vLLM gets to end
 
 
-def main(config: ConfigDict, run_dir: Path, index: int) -> int:
-    """Serves ``config.sampler.urls[index]`` until SIGTERM or SIGINT (0), or until vLLM ends (1)."""
-    url = config.sampler.urls[index]
+def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
+    """Serves ``url``, or ``config.sampler.urls[index]``, until SIGTERM or SIGINT (0), or until vLLM ends (1)."""
+    url = url or config.sampler.urls[index]
     folder = run_dir.absolute() / FOLDER
     model = folder / f"model-{index}"
     make_model_folder(config, run_dir, model)
@@ -43,17 +43,17 @@ def main(config: ConfigDict, run_dir: Path, index: int) -> int:
     # In our process group: whoever ends that ends vLLM's own children too.
     process = subprocess.Popen(argv, env={**os.environ, **variables}, preexec_fn=die_with_parent())
     try:
-        return asyncio.run(_watch(config, run_dir, index, process))
+        return asyncio.run(_watch(config, run_dir, index, url, process))
     finally:
         _end(process)
 
 
-async def _watch(config: ConfigDict, run_dir: Path, index: int, process: subprocess.Popen[bytes]) -> int:
+async def _watch(config: ConfigDict, run_dir: Path, index: int, url: str, process: subprocess.Popen[bytes]) -> int:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     metrics = Metrics(run_dir, f"sampler-{index}", tensorboard=config.monitor.tensorboard)
-    look = _Look(config.sampler.urls[index])
+    look = _Look(url)
     try:
         async with aiohttp.ClientSession(timeout=_LOOK) as session:
             while not stop.is_set():

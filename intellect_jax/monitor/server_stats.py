@@ -1,4 +1,4 @@
-"""What a vLLM server tells at /metrics, in Prometheus' text format."""
+"""What a sampler server tells at /metrics, in Prometheus' text format, under the names that vLLM gave it."""
 
 from __future__ import annotations
 
