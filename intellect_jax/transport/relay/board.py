@@ -31,9 +31,9 @@ class Ask(NamedTuple):
 class Board:
     """The origin's, one for each parcel. Safe to use from several threads.
 
-    Invariant: the origin grants a chunk only if no relay that the asker can reach has it, and nobody was granted it in
-    the last ``late`` seconds. So in a sound fleet each chunk leaves the origin once, and what died with a relay once
-    more.
+    Invariant: the origin grants a chunk only if no relay that the asker can reach has it, and nobody else is about to:
+    was granted it in the last ``late`` seconds and has not said that it came. So in a sound fleet each chunk leaves the
+    origin once, and what is lost with a relay once more.
     """
 
     def __init__(self, chunks: int, late: float, clock: Callable[[], float] = time.monotonic):
@@ -42,6 +42,7 @@ class Board:
         self._have: dict[str, np.ndarray] = {}  # of each relay
         self._lost: dict[str, frozenset[str]] = {}
         self._granted = np.full(chunks, -np.inf)  # when, to a reader that will pass it on
+        self._grantee = np.full(chunks, -1)  # which: its place in _have
         self._lock = threading.Lock()
 
     def work(self, ask: Ask, most: int) -> list[Job]:
@@ -56,13 +57,14 @@ class Board:
                 held |= self._have[url]
             lacking = ~(ask.have | ask.busy)
             elsewhere = np.flatnonzero(lacking & held)
-            here = self._grantable(lacking & ~held)[:most]
+            here = self._grantable(lacking & ~held, ask.relay)[:most]
             # Some of each, so that the origin and the relays send at the same time.
             passed = min(elsewhere.size, max(most - here.size, most // 2))
             picked = random.sample(elsewhere.tolist(), passed)
             granted = here[: most - passed]
             if ask.relay:
                 self._granted[granted] = self._clock()
+                self._grantee[granted] = list(self._have).index(ask.relay)
             return [Job(int(c), ORIGIN) for c in granted] + [Job(c, self._choose(c, sources)) for c in picked]
 
     def whole(self) -> int:
@@ -70,14 +72,15 @@ class Board:
         with self._lock:
             return sum(bool(have.all()) for have in self._have.values())
 
-    def _grantable(self, wanted: np.ndarray) -> np.ndarray:
+    def _grantable(self, wanted: np.ndarray, asker: str) -> np.ndarray:
         """Of the wanted chunks those that the origin may send now."""
         under_way = self._clock() - self._granted < self._late
-        arrived = np.zeros_like(under_way)
-        for have in self._have.values():
-            arrived |= have
-        if np.count_nonzero(under_way & ~arrived) >= GRANTS:
+        for number, have in enumerate(self._have.values()):
+            under_way &= (self._grantee != number) | ~have
+        if np.count_nonzero(under_way) >= GRANTS:
             return np.zeros(0, int)
+        if asker:  # what it was granted itself and lacks again went wrong
+            under_way &= self._grantee != list(self._have).index(asker)
         return np.flatnonzero(wanted & ~under_way)
 
     def _choose(self, chunk: int, sources: list[str]) -> str:

@@ -31,6 +31,10 @@ class DiskProblem(WeightError):
     """A version cannot be kept here: above all, the disk is full."""
 
 
+class Stalled(WeightError):
+    """Nothing comes any more: the origin is gone, or cannot be reached."""
+
+
 class Download:
     """A parcel on its way into ``folder``. What has come stays there when it fails, unless the disk is the reason.
 
@@ -132,7 +136,7 @@ class Download:
     def _ended(self) -> bool:
         if time.monotonic() - self._moved > STALL_S:
             why = self._trouble or f"from {self._origin}"
-            raise WeightError(f"version {self.parcel.version}: nothing came for {STALL_S:.0f} s: {why}")
+            raise Stalled(f"version {self.parcel.version}: nothing came for {STALL_S:.0f} s: {why}")
         return self._problem is not None or self._stopping() or bool(self._have.all())
 
     def _ask(self) -> list[tuple[int, str, str]]:

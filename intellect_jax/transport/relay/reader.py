@@ -11,6 +11,7 @@ from pathlib import Path
 from intellect_jax.transport.mirror import Mirror
 from intellect_jax.transport.reading import FOLDER, WeightError, located
 from intellect_jax.transport.relay.cache import Cache, default_folder
+from intellect_jax.transport.relay.download import DiskProblem, Stalled
 from intellect_jax.transport.relay.fetcher import Fetcher, Way
 from intellect_jax.transport.relay.server import TOKEN_VARIABLE
 from intellect_jax.types import Version
@@ -84,10 +85,12 @@ class Reader:
     def _fetch(self, version: Version, fetcher: Fetcher) -> None:
         """Over the ways, from the fewest bytes on. Files that turn out damaged come once more."""
         problems: list[str] = []
-        for again in (True, False):
+        for _ in range(2):
             for way in fetcher.ways(version, self.mirror.version):
                 try:
                     self._take(version, fetcher, way)
+                except (DiskProblem, Stalled):
+                    raise  # no other way is shorter
                 except WeightError as error:
                     problems.append(str(error))
                 else:
@@ -95,8 +98,7 @@ class Reader:
                         log.warning("version %s is there all the same: %s", version, problem)
                     self._cache.prune(version)
                     return
-            if not again or self._stop.is_set():
-                raise WeightError("; ".join(problems) or f"no way leads to version {version}")
+        raise WeightError("; ".join(dict.fromkeys(problems)) or f"no way leads to version {version}")
 
     def _take(self, version: Version, fetcher: Fetcher, way: Way) -> None:
         fetcher.bring(way)
