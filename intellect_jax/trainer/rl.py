@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,8 @@ from intellect_jax.trainer.report import rl_metrics
 from intellect_jax.trainer.setup import Trainer
 from intellect_jax.trainer.step import TrainState
 from intellect_jax.transport.batches import CUT, BatchClient
-from intellect_jax.transport.relay.origin import Serving
+from intellect_jax.transport.relay.serve import Serving
+from intellect_jax.transport.relay.server import TOKEN_VARIABLE
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import PackedBatch, Version
 
@@ -129,6 +131,8 @@ class RLLoop:
     def publish(self, *, replace_damaged: bool = False) -> Path:
         """Writes the current version to the weight store, each process its part of it; returns its manifest."""
         watchdog.progress(f"publishing version {self.version}")
+        if self.serving:
+            self.serving.ensure()
         policy = self.trainer.policy(self.state)
         return self.publisher.publish(self.version, policy, replace_damaged=replace_damaged)
 
@@ -176,4 +180,4 @@ def _serve(config: ConfigDict, store: WeightStore) -> Serving | None:
         return None
     where = urlsplit(config.weights.address)
     host = where.hostname or "*"
-    return Serving(store, "" if host == "*" else host, where.port or 0)
+    return Serving(store.folder, "" if host == "*" else host, where.port or 0, os.environ.get(TOKEN_VARIABLE, ""))

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -53,9 +53,10 @@ class Fetcher:
         except (SourceFailed, KeyError, TypeError, ValueError, AttributeError) as error:
             raise WeightError(f"{self.source} does not say what it has: {error}") from error
 
-    def ways(self, version: Version, have: Version | None) -> list[Way]:
+    def ways(self, version: Version, have: Version | None) -> Iterator[Way]:
         """From ``version`` back over the bases of deltas, to full versions and to what the reader has; by bytes that
-        are not here yet, the fewest first. Raises WeightError when nobody has the version."""
+        are not here yet, the fewest first. Looks no further back than needed. Raises WeightError when nobody has the
+        version."""
         found: list[Way] = []
         chain: tuple[Parcel, ...] = ()
         nbytes, at = 0, version
@@ -65,10 +66,14 @@ class Fetcher:
                 found.append(Way(nbytes + self._lacking(full), (full, *chain)))
             delta = parcels.get(DELTA)
             if delta is None or delta.base is None or delta.base >= at:
-                return sorted(found, key=lambda way: way.nbytes)
+                break
             chain, nbytes, at = (delta, *chain), nbytes + self._lacking(delta), delta.base
             if at == have:
                 found.append(Way(nbytes, chain))
+            found.sort(key=lambda way: way.nbytes)
+            while found and found[0].nbytes <= nbytes:  # whatever comes from further back takes at least as many
+                yield found.pop(0)
+        yield from sorted(found, key=lambda way: way.nbytes)
 
     def bring(self, way: Way) -> None:
         """All that is not here yet; raises WeightError. What came stays for the next try."""

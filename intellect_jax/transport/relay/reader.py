@@ -111,16 +111,17 @@ class Reader:
 
     def _look(self) -> None:
         """Brings what is published before anybody asks for it."""
+        ahead: Version | None = None
         while not self._stop.wait(LOOK_S):
             fetcher = self.fetcher
             try:
                 latest = fetcher.latest() if fetcher else None
-                if fetcher and latest and latest != self.mirror.version:
+                if fetcher and latest and latest not in (ahead, self.mirror.version):
                     with self._cache.locked(LOCK_S, self._stop.is_set):
-                        for way in fetcher.ways(latest, self.mirror.version)[:1]:
-                            fetcher.bring(way)
-                            self._cache.prune(latest)
-            except (WeightError, OSError) as error:
+                        fetcher.bring(next(fetcher.ways(latest, self.mirror.version)))
+                        self._cache.prune(latest)
+                    ahead = latest
+            except (WeightError, OSError, StopIteration) as error:
                 log.debug("nothing was fetched ahead: %s", error)  # whoever needs it will say so
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from intellect_jax.transport import changes
 from intellect_jax.transport.deltas import Changed
-from intellect_jax.transport.relay.origin import Serving
+from intellect_jax.transport.relay.origin import Origin
+from intellect_jax.transport.relay.server import Server
 from intellect_jax.types import Version
 
 ROOT = Path(__file__).parents[3]
@@ -45,10 +46,10 @@ def nbytes(folder):
 
 @contextmanager
 def serving(store, **arguments):
-    """An origin on a free port of this machine."""
-    found = Serving(store, "127.0.0.1", 0, **arguments)
+    """An origin on a free port of this machine: its server and its URL."""
+    found = Server(Origin(store), "127.0.0.1", 0, **arguments)
     try:
-        yield found, f"http://127.0.0.1:{found.server.port}"
+        yield found, f"http://127.0.0.1:{found.port}"
     finally:
         found.close()
 
@@ -56,9 +57,7 @@ def serving(store, **arguments):
 def sent(origin, version=None):
     """Bytes of all answers so far, or of those about one version."""
     prefix = f"/v{version.lineage}-{version.number}" if version else "/"
-    return sum(
-        n for path, n in origin.server.sent.items() if path == prefix or path.startswith(prefix + "/" * bool(version))
-    )
+    return sum(n for path, n in origin.sent.items() if path == prefix or path.startswith(prefix + "/" * bool(version)))
 
 
 class Sampler:

@@ -1,6 +1,7 @@
 """Who gets what from whom: the rules alone, with a clock of the test's own."""
 
 import numpy as np
+import pytest
 
 from intellect_jax.transport.relay import board as module
 from intellect_jax.transport.relay.board import ORIGIN, Ask, Board, bits, to_text
@@ -28,6 +29,11 @@ class Reader:
     def got(self, jobs):
         for job in jobs:
             self.have[job.chunk], self.busy[job.chunk] = True, False
+
+
+@pytest.fixture(autouse=True)
+def many_at_once(monkeypatch):
+    monkeypatch.setattr(module, "GRANTED", CHUNKS)
 
 
 def make(count=2):
@@ -109,6 +115,12 @@ def test_the_origin_sends_only_so_many_chunks_at_once(monkeypatch):
     assert [len(jobs) for jobs in taken] == [4, 4, 0, 0, 0]
     clock.now += 5.1  # the late ones hold up nobody
     assert len(readers[2].ask()) == 4
+
+
+def test_what_the_origin_sends_is_spread_over_readers(monkeypatch):
+    monkeypatch.setattr(module, "GRANTED", 2)
+    _, readers = make(3)
+    assert [[job.chunk for job in reader.ask(8)] for reader in readers] == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_flags_travel_as_text():

@@ -36,7 +36,7 @@ def test_the_trainer_sends_each_version_at_most_twice_to_eight_samplers(tmp_path
     store.publish(V0, first.items())
     with serving(store) as (origin, url), samplers(url, tmp_path, COUNT) as fleet:
         all_at(fleet, V0, first)
-        full, delta = sent(origin, V0) / nbytes(tmp_path / "weights" / "v0-0"), 0.0
+        full = sent(origin, V0) / nbytes(tmp_path / "weights" / "v0-0")
         store.publish(V1, None, delta=(V0, changed))
         answers = all_at(fleet, V1, second)
         delta = sent(origin, V1) / nbytes(tmp_path / "weights" / "v0-1")
@@ -45,7 +45,7 @@ def test_the_trainer_sends_each_version_at_most_twice_to_eight_samplers(tmp_path
     print(f"sent by the origin / bytes of the version: full {full:.3f}, delta {delta:.3f}")
     print(f"bytes from the origin {from_origin}, from samplers {passed_on}")
     assert full <= 2 and delta <= 2
-    assert passed_on > 6 * from_origin  # seven of eight copies
+    assert passed_on > 3 * from_origin  # six of eight copies at the least
 
 
 def test_samplers_killed_in_mid_transfer_cost_the_others_nothing_but_time(tmp_path, store):

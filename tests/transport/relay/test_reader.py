@@ -209,7 +209,7 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(store, make, tmp_path,
     monkeypatch.setattr(parcel, "SMALLEST", 64 << 10)
     one = make()
     with serving(store) as origin:
-        count = origin[0].server.count
+        count = origin[0].count
 
         def counted(path, n):
             count(path, n)
@@ -217,7 +217,7 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(store, make, tmp_path,
             if sent(origin[0]) > 2_000_000:
                 origin[0].close()
 
-        origin[0].server.count = counted
+        origin[0].count = counted
         with pytest.raises(WeightError, match="nothing came for 1 s"):
             advance(one, origin)
         first = one.fetcher.received[""]
@@ -303,17 +303,6 @@ def test_new_versions_are_fetched_before_anybody_asks(make, origin, store, tmp_p
     before = one.fetcher.received[""]
     advance(one, origin, V1)
     assert one.fetcher.received[""] == before and digest(one.mirror.tensors) == digest(after)
-
-
-def test_the_trainer_stays_until_all_have_the_last_version(make, origin):
-    one = make()
-    waiting = threading.Thread(target=origin[0].linger, args=(V0, 1, 30.0))
-    waiting.start()
-    waiting.join(0.5)
-    assert waiting.is_alive()
-    advance(one, origin)
-    waiting.join(5)
-    assert not waiting.is_alive()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", ".hidden", "a/b", ""])
