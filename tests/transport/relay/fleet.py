@@ -78,7 +78,7 @@ class Sampler:
     def ask(self, version: Version):
         self.process.stdin.write(f"v{version.lineage}-{version.number}\n")
 
-    def answer(self, timeout=60):
+    def answer(self, timeout=120):
         return json.loads(self._line(timeout))
 
     def _line(self, timeout):
