@@ -51,10 +51,12 @@ class Fleet:
         self._timeout = config.sampler.request_timeout
         self._attempts = config.orchestrator.max_attempts
         self._outage = config.launch.start_timeout
+        over_http = config.weights.transport == "http" and not config.eval.only  # an evaluation has no trainer
+        self._weights = config.weights.address if over_http else ""
         self._pause = _PAUSE[config.sampler.on_update]
         # A request with a seed of its own slows vLLM down on a GPU; with chunked prefill it ends the CPU engine (0.32).
         self._vllm = config.sampler.backend == "vllm"
-        self._latest: tuple[str, Version] | None = None  # manifest, version
+        self._latest: tuple[str, Version] | None = None  # manifest (path or URL), version
         self._session: aiohttp.ClientSession | None = None
         self.asked = self.answered = 0  # requests so far, refused and failed ones included
 
@@ -118,7 +120,9 @@ class Fleet:
         A server that did not is left alone for a while and tried again with the next version. Returns False when it
         gave up because ``superseded()``: a newer version is there, and this one perhaps no longer.
         """
-        self._latest = (str(manifest_path), version)
+        # The path's last two parts are those of the URL under which the trainer serves the store.
+        url = f"{self._weights}/{manifest_path.parent.name}/{manifest_path.name}"
+        self._latest = (url if self._weights else str(manifest_path), version)
         deadline = time.monotonic() + self._outage
         told: set[str] = set()
         while True:

@@ -2,6 +2,7 @@
 
 import asyncio
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.orchestrator.fleet import Fleet, FleetError
 from intellect_jax.sampler import loading
-from intellect_jax.transport.relay.reader import Reader
+from intellect_jax.sampler.reader import Reader
+from intellect_jax.transport.relay.intake import Intake
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 from tests.policies import SMALL, random_params
@@ -28,10 +30,10 @@ def engine():
 
 @pytest.fixture
 def state(engine, tmp_path):
-    reader = Reader(tmp_path / "cache")
-    engine.load = partial(loading.load, reader, model=SMALL, dtype="float32")
+    intake = Intake(tmp_path / "cache", "127.0.0.1")
+    engine.reader = Reader(partial(loading.load, intake, model=SMALL, dtype="float32"))
     yield engine
-    reader.close()
+    intake.close()
 
 
 @pytest.fixture
@@ -49,16 +51,16 @@ def config_for(url):
 
 
 def path(version):
-    return f"/nowhere/v{version.lineage}-{version.number}/manifest.json"
+    return Path(f"/nowhere/v{version.lineage}-{version.number}/manifest.json")
 
 
 def test_a_sampler_gets_versions_without_a_shared_folder(store, state, tmp_path):
-    other = Reader(tmp_path / "other")
+    other = Intake(tmp_path / "other", "127.0.0.1")
 
     async def scenario(config):
         async with serving(state, config.sampler.urls[0]), Fleet(config.sampler.urls, config) as fleet:
             for version in VERSIONS:
-                other.advance(path(version), config.weights.address, "127.0.0.1")
+                other.advance(f"{config.weights.address}/v{version.lineage}-{version.number}/manifest.json")
                 await fleet.update(path(version), version)
                 yield version, await fleet.generate([3, 1, 4], {"max_tokens": 8, "temperature": 1.0}, seed=0)
 

@@ -1,6 +1,6 @@
 """Versions over HTTP: the trainer sends each chunk once, and samplers pass it on to each other.
 
-``origin`` is the trainer's side, ``reader`` a sampler's. A version comes into a folder of the sampler's own machine
+``origin`` is the trainer's side, ``intake`` a sampler's. A version comes into a folder of the sampler's own machine
 that looks like the weight store, and is read from there as from the store. Standard library and numpy only: it runs
 inside vLLM's processes too.
 

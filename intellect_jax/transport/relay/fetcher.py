@@ -45,14 +45,6 @@ class Fetcher:
             self._server = Server(self._shelf, "127.0.0.1" if _is_loopback(host) else "", token=token)
             self._relay = f"http://{host}:{self._server.port}"
 
-    def latest(self) -> Version | None:
-        """The newest version that the origin has; raises WeightError."""
-        try:
-            text = call(self.source, "/versions", self._token)["latest"]
-            return Version.parse(text) if text else None
-        except (SourceFailed, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WeightError(f"{self.source} does not say what it has: {error}") from error
-
     def ways(self, version: Version, have: Version | None) -> Iterator[Way]:
         """From ``version`` back over the bases of deltas, to full versions and to what the reader has; by bytes that
         are not here yet, the fewest first. Looks no further back than needed. Raises WeightError when nobody has the

@@ -8,9 +8,8 @@ import threading
 
 import pytest
 
-from intellect_jax.transport.relay import reader
 from intellect_jax.transport.relay.client import SourceFailed, call
-from intellect_jax.transport.relay.reader import Reader
+from intellect_jax.transport.relay.intake import Intake
 from intellect_jax.transport.relay.serve import Serving
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
@@ -18,7 +17,7 @@ from launch.addresses import free_ports
 from tests.transport.relay.fleet import ROOT, policy, until
 
 V0 = Version(0, 0)
-MANIFEST = "/nowhere/v0-0/manifest.json"
+MANIFEST = "/v0-0/manifest.json"
 
 
 @pytest.fixture
@@ -31,7 +30,6 @@ def store(tmp_path):
 @pytest.fixture
 def serving(store, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(reader, "LOOK_S", 1000.0)
     found = Serving(store.folder, "127.0.0.1", free_ports(1)[0])
     until(lambda: answers(found))
     yield found
@@ -46,12 +44,12 @@ def answers(serving):
 
 
 def test_it_stays_until_all_have_the_last_version(serving, tmp_path):
-    one = Reader(tmp_path / "cache")
+    one = Intake(tmp_path / "cache", "127.0.0.1")
     waiting = threading.Thread(target=serving.linger, args=(V0, 1, 30.0))
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
-    one.advance(MANIFEST, serving._address, "127.0.0.1")
+    one.advance(serving._address + MANIFEST)
     waiting.join(5)
     assert not waiting.is_alive()
     one.close()
@@ -68,8 +66,8 @@ def test_one_that_dies_is_started_again_at_the_same_port(serving, tmp_path, capl
     serving.ensure()
     until(lambda: answers(serving))
     assert "exit code -9" in caplog.text
-    one = Reader(tmp_path / "cache")
-    assert one.advance(MANIFEST, serving._address) == V0
+    one = Intake(tmp_path / "cache", "127.0.0.1")
+    assert one.advance(serving._address + MANIFEST) == V0
     one.close()
 
 

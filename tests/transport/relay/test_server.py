@@ -11,7 +11,7 @@ import pytest
 
 from intellect_jax.transport.relay import server as module
 from intellect_jax.transport.relay.client import SourceFailed, call, get_range
-from intellect_jax.transport.relay.reader import Reader
+from intellect_jax.transport.relay.intake import Intake
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 from tests.transport.relay.fleet import policy, serving
@@ -94,7 +94,7 @@ def test_who_has_not_the_token_gets_nothing(store):
                 status, _, body = get(url, path, **headers)
                 assert status == 403 and module.TOKEN_VARIABLE.encode() in body
         assert get(url, FILE, Authorization="Bearer right")[0] == 200
-        assert call(url, "/versions", "right") ["latest"] == "0.0"
+        assert call(url, "/versions", "right")["latest"] == "0.0"
 
 
 def test_without_a_token_only_this_machine_is_served(url, monkeypatch):
@@ -105,13 +105,13 @@ def test_without_a_token_only_this_machine_is_served(url, monkeypatch):
 
 def test_a_reader_without_the_token_is_told_what_is_missing(store, tmp_path):
     with serving(store, token="right") as (_, url):
-        reader = Reader(tmp_path / "cache", token="wrong")
+        intake = Intake(tmp_path / "cache", token="wrong")
         with pytest.raises(module.WeightError, match="INTELLECT_JAX_ADMIN_TOKEN"):
-            reader.advance("/nowhere/v0-0/manifest.json", url)
-        reader.close()
-        reader = Reader(tmp_path / "cache", token="right")
-        assert reader.advance("/nowhere/v0-0/manifest.json", url, "127.0.0.1") == V0
-        reader.close()
+            intake.advance(f"{url}/v0-0/manifest.json")
+        intake.close()
+        intake = Intake(tmp_path / "cache", "127.0.0.1", token="right")
+        assert intake.advance(f"{url}/v0-0/manifest.json") == V0
+        intake.close()
 
 
 def test_questions_that_no_reader_asks_are_refused(url):
@@ -142,10 +142,10 @@ def test_a_slow_reader_holds_up_nobody_and_is_cut_off(tmp_path, monkeypatch):
             connection.recv(1)
             slow.append(connection)
         begun = time.monotonic()
-        reader = Reader(tmp_path / "cache")
-        reader.advance("/nowhere/v0-0/manifest.json", url)
+        intake = Intake(tmp_path / "cache")
+        intake.advance(f"{url}/v0-0/manifest.json")
         seconds = time.monotonic() - begun
-        reader.close()
+        intake.close()
         deadline = time.monotonic() + 20
         while any("process_request" in thread.name for thread in threading.enumerate()):
             assert time.monotonic() < deadline, "slow connections are still open"
@@ -153,4 +153,4 @@ def test_a_slow_reader_holds_up_nobody_and_is_cut_off(tmp_path, monkeypatch):
         for connection in slow:
             connection.close()
     assert seconds < 10
-    np.testing.assert_array_equal(reader.mirror.tensors["norm"], policy(40)["norm"])
+    np.testing.assert_array_equal(intake.mirror.tensors["norm"], policy(40)["norm"])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from intellect_jax.transport.reading import WeightError
-from intellect_jax.transport.relay.reader import Reader
+from intellect_jax.transport.relay.intake import Intake
 
 
 def digest(tensors):
@@ -23,15 +23,15 @@ def digest(tensors):
 def main():
     source, cache = sys.argv[1:3]
     logging.basicConfig(level="INFO")
-    reader = Reader(Path(cache))
+    intake = Intake(Path(cache), "127.0.0.1")
     print("ready", flush=True)
     for line in sys.stdin:
         try:
-            version = reader.advance(f"/nowhere/{line.strip()}/manifest.json", source, "127.0.0.1")
-            answer = {"version": str(version), "digest": digest(reader.mirror.tensors)}
+            version = intake.advance(f"{source}/{line.strip()}/manifest.json")
+            answer = {"version": str(version), "digest": digest(intake.mirror.tensors)}
         except WeightError as error:
             answer = {"error": str(error)}
-        received = reader.fetcher.received if reader.fetcher else {}
+        received = intake.fetcher.received if intake.fetcher else {}
         print(json.dumps({**answer, "received": dict(received)}), flush=True)
 
 

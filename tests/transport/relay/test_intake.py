@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from intellect_jax.transport.reading import WeightError
-from intellect_jax.transport.relay import download, parcel, reader
+from intellect_jax.transport.relay import download, parcel
 from intellect_jax.transport.relay.cache import Cache
+from intellect_jax.transport.relay.intake import Intake
 from intellect_jax.transport.relay.parcel import Parcel, describe
-from intellect_jax.transport.relay.reader import Reader
 from intellect_jax.transport.relay.server import Server
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
@@ -25,12 +25,6 @@ from tests.transport.relay.worker import digest
 V0, V1 = Version(0, 0), Version(0, 1)
 TENSORS = policy(6)
 FILE = "weights-00000.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def nothing_ahead(monkeypatch):
-    """Only what a test asks for is fetched."""
-    monkeypatch.setattr(reader, "LOOK_S", 1000.0)
 
 
 @pytest.fixture
@@ -52,7 +46,7 @@ def make(tmp_path):
     made = []
 
     def one(name="cache"):
-        made.append(Reader(tmp_path / name))
+        made.append(Intake(tmp_path / name, "127.0.0.1"))
         return made[-1]
 
     yield one
@@ -60,8 +54,8 @@ def make(tmp_path):
         each.close()
 
 
-def advance(each, origin, version=V0, host="127.0.0.1"):
-    return each.advance(f"/nowhere/v{version.lineage}-{version.number}/manifest.json", origin[1], host)
+def advance(each, origin, version=V0):
+    return each.advance(f"{origin[1]}/v{version.lineage}-{version.number}/manifest.json")
 
 
 def flip(path, at=-1):
@@ -185,7 +179,7 @@ def test_a_small_disk_makes_room_out_of_old_versions(origin, store, tmp_path):
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("may not mount")
-    one = Reader(disk / "cache")
+    one = Intake(disk / "cache", "127.0.0.1")
     try:
         advance(one, origin)
         other = policy(6, seed=5)
@@ -255,13 +249,11 @@ def test_without_its_origin_a_sampler_has_what_it_has(store, make, tmp_path):
     assert digest(one.mirror.tensors) == digest(TENSORS)
     with pytest.raises(WeightError, match="Connection refused"):
         advance(one, origin, V1)
-    path = store.publish(V1, TENSORS.items())
-    assert one.advance(path, origin[1]) == V1  # the folder is there to be seen
 
 
 def test_several_readers_of_one_machine_share_a_cache(origin, store, tmp_path):
     """As the ranks of one vLLM server do: it comes once."""
-    ranks = [Reader(tmp_path / "shared") for _ in range(3)]
+    ranks = [Intake(tmp_path / "shared", "127.0.0.1") for _ in range(3)]
     threads = [threading.Thread(target=advance, args=(rank, origin)) for rank in ranks]
     for thread in threads:
         thread.start()
@@ -288,23 +280,6 @@ def nbytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_new_versions_are_fetched_before_anybody_asks(make, origin, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "LOOK_S", 0.05)
-    one = make()
-    advance(one, origin)
-    after, changed = moved(TENSORS, 1)
-    store.publish(V1, None, delta=(V0, changed))
-    here = tmp_path / "cache" / "v0-1" / "delta.json"
-    for _ in range(200):
-        if here.exists():
-            break
-        threading.Event().wait(0.05)
-    assert here.exists() and one.mirror.version == V0
-    before = one.fetcher.received[""]
-    advance(one, origin, V1)
-    assert one.fetcher.received[""] == before and digest(one.mirror.tensors) == digest(after)
-
-
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", ".hidden", "a/b", ""])
 def test_an_origin_cannot_make_a_reader_write_elsewhere(name):
     good = {"tag": "x", "base": None, "chunk": 1024, "files": {"manifest.json": 5, name: 5}}
@@ -322,7 +297,7 @@ def test_a_stranger_at_the_origins_address_is_told(make, tmp_path):
 
     server = Server(Strange(), "127.0.0.1", 0)
     with pytest.raises(WeightError):
-        make().advance("/nowhere/v0-0/manifest.json", f"http://127.0.0.1:{server.port}")
+        make().advance(f"http://127.0.0.1:{server.port}/v0-0/manifest.json")
     server.close()
 
 
