@@ -21,6 +21,7 @@ from intellect_jax.config_checks import (
     between,
     environments,
     host_port,
+    http_address,
     http_addresses,
     increasing,
     lora_targets,
@@ -277,6 +278,16 @@ SCHEMA: dict[str, Any] = {
         "dtype": Key("bfloat16", "dtype of published weights", one_of("bfloat16", "float32")),
         "deltas": Key(True, "publish what changed, where that is fewer bytes (bfloat16, no LoRA)"),
         "keep": Key(10, "published versions kept on disk, and those that the oldest needs", at_least(2)),
+        "transport": Key(
+            "folder",
+            "how versions reach samplers: through a folder that all see, or from the trainer and from each other "
+            "over HTTP",
+            one_of("folder", "http"),
+        ),
+        "address": Key("", "where samplers find the trainer's versions (http); empty: chosen at start", http_address),
+        "cache": Key(
+            "", "folder on each sampler's own disk for three versions (http); empty: the system's temporary folder"
+        ),
     },
     "checkpoint": {
         "every": Key(50, "RL steps between checkpoints (0: only at the end)", at_least(0)),

@@ -71,6 +71,10 @@ def host_port(value) -> str | None:
     return None if not value or address_parts(f"tcp://{value}", "tcp") else "host:port, or empty"
 
 
+def http_address(value) -> str | None:
+    return None if not value or address_parts(value, "http") else "http://host:port, or empty to choose a port"
+
+
 def http_addresses(value) -> str | None:
     good = all(isinstance(url, str) and any(address_parts(url, s) for s in ("http", "https")) for url in value)
     return None if good else "a tuple of http://host:port, or empty to choose ports"

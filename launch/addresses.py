@@ -26,6 +26,8 @@ def choose(config: ConfigDict) -> None:
     config.distributed.processes = max(1, config.distributed.processes)  # those of a cluster are not started here
     if config.distributed.processes > 1:
         needed["distributed.coordinator"] = 1
+    if config.weights.transport == "http":
+        needed["weights.address"] = 1
     empty = [name for name in needed if not given(config, name)]
     ports = iter(free_ports(sum(needed[name] for name in empty)))
     for name in empty:
@@ -34,7 +36,8 @@ def choose(config: ConfigDict) -> None:
         elif name == "distributed.coordinator":
             assign(config, name, f"{LOCAL}:{next(ports)}")
         else:
-            assign(config, name, f"tcp://{LOCAL}:{next(ports)}")
+            scheme = "http" if name == "weights.address" else "tcp"
+            assign(config, name, f"{scheme}://{LOCAL}:{next(ports)}")
     config.launch.chosen = tuple(empty)
 
 
@@ -46,6 +49,12 @@ def refuse_taken(config: ConfigDict) -> None:
         raise UserError(f"{listening[0]}={addresses[0]}: must differ from {listening[1]}, both are listened on")
     for name, address in zip(listening, addresses, strict=True):
         refuse_unlistenable(name, address)
+
+
+def refuse_taken_by_weights(config: ConfigDict) -> None:
+    """Raises UserError when the trainer could not serve versions where the user wants them."""
+    if config.weights.transport == "http" and given(config, "weights.address"):
+        refuse_unlistenable("weights.address", config.weights.address)
 
 
 def given(config: ConfigDict, name: str) -> bool:

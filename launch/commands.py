@@ -177,15 +177,18 @@ def _refuse_taken_by_others(role: str, config: ConfigDict, index: int | None) ->
     """Raises UserError when the user gave this role an address on which it cannot listen."""
     if role == "orchestrator":
         addresses.refuse_taken(config)
+    elif role == "trainer" and not index:
+        addresses.refuse_taken_by_weights(config)
     elif role == "sampler" and addresses.given(config, "sampler.urls"):
         addresses.refuse_unlistenable("sampler.urls", config.sampler.urls[index or 0])
 
 
 def _needed_addresses(role: str, config: ConfigDict) -> list[str]:
+    weights = ["weights.address"] if config.weights.transport == "http" and not config.eval.only else []
     if role == "trainer":
-        return ["orchestrator.address"] if config.trainer.max_steps else []
+        return ["orchestrator.address", *weights] if config.trainer.max_steps else []
     needed = {"sampler": ["sampler.urls"], "env": ["environments.address"]}
-    return needed.get(role, ["orchestrator.address", "environments.address", "sampler.urls"])
+    return needed.get(role, ["orchestrator.address", "environments.address", "sampler.urls", *weights])
 
 
 def _train(arguments: Arguments, resolved: Resolved, wanted: tuple[str, ...]) -> int:

@@ -36,6 +36,8 @@ def refuse(resolved: Resolved, roles: tuple[str, ...]) -> None:
     refuse_unwritable(f"run.root={config.run.root}", resolved.run_dir)
     if "orchestrator" in roles:
         addresses.refuse_taken(config)
+    if "trainer" in roles:
+        addresses.refuse_taken_by_weights(config)
     refuse_environments(config)
     tokenizer, cfg = refuse_model(config)
     if "trainer" in roles:

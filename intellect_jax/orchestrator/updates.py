@@ -35,9 +35,11 @@ class Updates:
     """
 
     def __init__(self, config: ConfigDict, servers: Servers, wire: Wire, on_damaged: Callable[[Version], None]):
-        self.latest: tuple[str, Version] | None = None  # manifest, version
+        self.latest: tuple[str, Version] | None = None  # manifest (path or URL), version
         self.stragglers = Stragglers()
         self._servers, self._wire, self._on_damaged = servers, wire, on_damaged
+        over_http = config.weights.transport == "http" and not config.eval.only  # an evaluation has no trainer
+        self._weights = config.weights.address if over_http else ""
         self._outage = config.launch.start_timeout
         self._at_once = config.sampler.paused_at_once
         self._pause = _PAUSE[config.sampler.on_update]
@@ -48,7 +50,9 @@ class Updates:
 
     async def roll(self, manifest: Path, version: Version, superseded: Callable[[], bool], whole: bool) -> bool:
         """See ``Fleet.update``."""
-        previous, self.latest = self.latest, (str(manifest.absolute()), version)
+        # The path's last two parts are those of the URL under which the trainer serves the store.
+        url = f"{self._weights}/{manifest.parent.name}/{manifest.name}"
+        previous, self.latest = self.latest, (url if self._weights else str(manifest.absolute()), version)
         self.stragglers.next_version(version, previous and previous[1], self._servers.serving)
         deadline = time.monotonic() + self._outage
         told: set[str] = set()

@@ -12,7 +12,6 @@ import hmac
 import ipaddress
 from collections.abc import Awaitable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, get_args
 
 from aiohttp import web
@@ -88,7 +87,7 @@ async def _rpc(request: web.Request) -> web.Response:
     kwargs = body.get("kwargs")
     match body.get("method"), kwargs:
         case "read_version", {"manifest": str(manifest), "version": str(version)}:
-            state.reader.begin(Path(manifest), version)
+            state.reader.begin(manifest, version)
             return json_response({"results": [None]})
         case "version_read", {"version": str(version)}:
             return json_response({"results": [state.reader.state(version)]})
@@ -104,9 +103,9 @@ async def _update(request: web.Request) -> web.Response:
     state, body = request.app[STATE], await read_json(request)
     info = body.get("update_info")
     if not isinstance(info, dict) or not isinstance(info.get("manifest"), str):
-        raise BadRequest("update_info.manifest must be the path of a weight manifest")
+        raise BadRequest("update_info.manifest must be the path or URL of a weight manifest")
     try:
-        state.staged = await _within(state, state.reader.finish(Path(info["manifest"])))
+        state.staged = await _within(state, state.reader.finish(info["manifest"]))
     except WeightError as error:
         raise Unavailable(f"{info['manifest']}: {error}", "damaged_weights") from error
     except ValueError as error:

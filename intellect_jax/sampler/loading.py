@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,19 +11,17 @@ import numpy as np
 from intellect_jax.bridge.huggingface import from_hf
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import Params, abstract_params
-from intellect_jax.transport.mirror import Mirror
-from intellect_jax.transport.reading import located
+from intellect_jax.transport.relay.intake import Intake
 from intellect_jax.types import Version
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def load(mirror: Mirror, manifest_path: Path, model: ModelConfig, dtype: str) -> tuple[Params, Version]:
-    """Parameters of a published version, to which ``mirror`` is brought; raises WeightError for damaged files,
-    ValueError for another model's."""
-    folder, version = located(manifest_path)
-    mirror.advance(folder, version)
-    tensors = mirror.tensors
+def load(intake: Intake, manifest: str, model: ModelConfig, dtype: str) -> tuple[Params, Version]:
+    """Parameters of a published version (path or URL of its manifest), to which ``intake`` is brought; raises
+    WeightError for damaged files, ValueError for another model's."""
+    version = intake.advance(manifest)
+    tensors = intake.mirror.tensors
     return place(from_hf(tensors.__getitem__, tensors, model), dtype), version
 
 

@@ -26,7 +26,8 @@ from intellect_jax.sampler.programs import Programs, Shapes
 from intellect_jax.sampler.protocol import Limits
 from intellect_jax.sampler.reader import Reader
 from intellect_jax.sampler.state import ServerState
-from intellect_jax.transport.mirror import Mirror
+from intellect_jax.transport.relay.cache import folder_of
+from intellect_jax.transport.relay.intake import Intake
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,10 @@ def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
         model = load_config(config.model.path)
     else:
         model = ModelConfig.from_config(config.model, len(tokenizer))
-    state = make_state(config, model, tokenizer)
-    stopped = asyncio.run(_serve(config, run_dir, index, url or config.sampler.urls[index], state))
+    url = url or config.sampler.urls[index]
+    intake = Intake(folder_of(config.weights.cache, run_dir, f"sampler-{index}"), urlsplit(url).hostname)
+    state = make_state(config, model, tokenizer, intake)
+    stopped = asyncio.run(_serve(config, run_dir, index, url, state, intake))
     failed = state.engine.failure is not None
     if not stopped:
         log.warning("the engine is still compiling: leaving without it")
@@ -52,7 +55,7 @@ def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
     return int(failed)
 
 
-def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any) -> ServerState:
+def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any, intake: Intake | None = None) -> ServerState:
     """An engine that is not started yet and everything that its server needs; ``tokenizer`` may be None."""
     sampler = config.sampler
     compilations = CompilationCounter()
@@ -65,7 +68,7 @@ def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any) -> Server
         slots=sampler.slots,
         tokenizer=tokenizer,
         model_name=config.run.name or config.model.family,
-        reader=Reader(partial(loading.load, Mirror(), model=model, dtype=sampler.dtype)),
+        reader=Reader(partial(loading.load, intake or Intake(), model=model, dtype=sampler.dtype)),
         request_timeout=sampler.request_timeout,
         update_timeout=sampler.request_timeout,
         compilations=compilations,
@@ -73,7 +76,7 @@ def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any) -> Server
     )
 
 
-async def _serve(config: ConfigDict, run_dir: Path, index: int, url: str, state: ServerState) -> bool:
+async def _serve(config: ConfigDict, run_dir: Path, index: int, url: str, state: ServerState, intake: Intake) -> bool:
     """Until a signal or the engine's failure; False when the engine's thread could not be ended."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,6 +93,7 @@ async def _serve(config: ConfigDict, run_dir: Path, index: int, url: str, state:
             await _wait(stop, _METRICS_EVERY)
     finally:
         stopped = await asyncio.to_thread(state.engine.stop, _STOP_TIMEOUT)
+        await asyncio.to_thread(intake.close)
         await runner.cleanup()
         metrics.close()
     log.info("stopped")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from intellect_jax.models.transformer import Params
@@ -20,13 +19,13 @@ class Reader:
     ``load`` raises WeightError for what is damaged, ValueError for another model's.
     """
 
-    def __init__(self, load: Callable[[Path], Loaded]):
+    def __init__(self, load: Callable[[str], Loaded]):
         self._load = load
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[Loaded] | None = None
-        self._manifest, self._version = Path(), ""
+        self._manifest, self._version = "", ""
 
-    def begin(self, manifest: Path, version: str = "") -> None:
+    def begin(self, manifest: str, version: str = "") -> None:
         """Returns at once; a reading of the same manifest that is under way goes on."""
         if manifest == self._manifest and self._task is not None and not self._task.done():
             self._version = version
@@ -46,7 +45,7 @@ class Reader:
             "damaged": isinstance(error, WeightError),
         }
 
-    async def finish(self, manifest: Path) -> Loaded:
+    async def finish(self, manifest: str) -> Loaded:
         """What was read of the manifest, or is now; once. Raises what ``load`` raises."""
         if self._task is None or manifest != self._manifest:
             self.begin(manifest)
@@ -57,6 +56,6 @@ class Reader:
             if self._task is not None and self._task.done() and manifest == self._manifest:
                 self._task = None  # the parameters are the caller's now
 
-    async def _read(self, manifest: Path) -> Loaded:
+    async def _read(self, manifest: str) -> Loaded:
         async with self._one_at_a_time:
             return await asyncio.to_thread(self._load, manifest)

@@ -70,9 +70,7 @@ def _train(config: ConfigDict, run_dir: Path, stopping: Callable[[], bool]) -> i
         if loop.version.number < config.trainer.max_steps:
             return START_ME_AGAIN
         _export(trainer, state, run_dir)
-        if processes.is_first():
-            loop.client.done()
-        loop.client.close()
+        loop.leave()
     else:
         checkpoints.wait()
         _export(trainer, state, run_dir)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from ml_collections import ConfigDict
 
 from intellect_jax.bridge.checkpoint import Checkpoints
 from intellect_jax.monitor import watchdog
@@ -21,12 +25,15 @@ from intellect_jax.trainer.report import rl_metrics
 from intellect_jax.trainer.setup import Trainer
 from intellect_jax.trainer.step import TrainState
 from intellect_jax.transport.batches import CUT, BatchClient
+from intellect_jax.transport.relay.serve import Serving
+from intellect_jax.transport.relay.server import TOKEN_VARIABLE
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import PackedBatch, Version
 
 log = logging.getLogger(__name__)
 
 ROUND = 1.0  # seconds
+LINGER = 60.0  # seconds
 
 
 class RLLoop:
@@ -43,6 +50,7 @@ class RLLoop:
         self.store = WeightStore(run_dir / "weights", config.weights.keep)
         self.publisher = Publisher(config, self.store)
         self.metrics = Metrics(run_dir, "trainer", tensorboard=config.monitor.tensorboard, speaks=is_first())
+        self.serving = _serve(config, self.store) if is_first() else None
         share = trainer.share
         self.client = BatchClient(
             config.orchestrator.address, timeout=config.trainer.batch_timeout, part=share.part, parts=share.parts
@@ -123,6 +131,8 @@ class RLLoop:
     def publish(self, *, replace_damaged: bool = False) -> Path:
         """Writes the current version to the weight store, each process its part of it; returns its manifest."""
         watchdog.progress(f"publishing version {self.version}")
+        if self.serving:
+            self.serving.ensure()
         policy = self.trainer.policy(self.state)
         return self.publisher.publish(self.version, policy, replace_damaged=replace_damaged)
 
@@ -131,6 +141,16 @@ class RLLoop:
         log.warning("version %s cannot be read: it is published again", self.version)
         self.publish(replace_damaged=True)
         watchdog.progress(f"waiting for batch {self.version.number + 1}", waits_for="orchestrator")
+
+    def leave(self) -> None:
+        """Says that training has ended, and lets the fleet have the last version, which is evaluated now."""
+        if is_first():
+            self.client.done()
+        self.client.close()
+        if self.serving:
+            watchdog.progress("waiting for the samplers to fetch the last version", waits_for="orchestrator")
+            self.serving.linger(self.version, len(self.trainer.config.sampler.urls), LINGER)
+            self.serving.close()
 
     def save(self, checkpoints: Checkpoints) -> None:
         watchdog.progress(f"saving the checkpoint of step {self.version.number}")
@@ -152,3 +172,12 @@ class RLLoop:
             "version/lineage": self.version.lineage,
         }
         self.metrics.log(batch.step, {**rl_metrics(self.trainer.counts(batch), sums, batch.info), **times})
+
+
+def _serve(config: ConfigDict, store: WeightStore) -> Serving | None:
+    """Versions over HTTP, where the configuration asks for that."""
+    if config.weights.transport != "http":
+        return None
+    where = urlsplit(config.weights.address)
+    host = where.hostname or "*"
+    return Serving(store.folder, "" if host == "*" else host, where.port or 0, os.environ.get(TOKEN_VARIABLE, ""))

@@ -8,7 +8,7 @@ import pytest
 from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.orchestrator.fleet import Fleet
 from intellect_jax.sampler import loading
-from intellect_jax.transport.mirror import Mirror
+from intellect_jax.transport.relay.intake import Intake
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 from tests.policies import SMALL, random_params
@@ -115,7 +115,7 @@ def test_keep_kv_leaves_the_history_as_the_old_weights_computed_it():
 def test_reading_a_published_version_gives_back_its_parameters(tmp_path):
     published = params_of(3)
     path = WeightStore(tmp_path).publish(Version(2, 3), to_hf(published, SMALL))
-    params, version = loading.load(Mirror(), path, SMALL, "float32")
+    params, version = loading.load(Intake(), str(path), SMALL, "float32")
     assert version == Version(2, 3)
     np.testing.assert_array_equal(params["head"]["kernel"], published["head"]["kernel"])
 

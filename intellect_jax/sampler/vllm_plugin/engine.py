@@ -1,4 +1,4 @@
-"""vLLM's weight transfer backend that reads published versions from a folder."""
+"""vLLM's weight transfer backend that reads published versions, from a folder or over HTTP."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    manifest: str  # path
+    manifest: str  # path or URL
     version: str  # which it must be of
 
 
@@ -77,7 +77,8 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         log.info("version %s: loaded in %.3f s", update_info.version, time.monotonic() - begun)
 
     def shutdown(self) -> None:
-        """Nothing is open."""
+        """Passes versions on no more."""
+        self.reader.close()
 
 
 def refuse_other_model(tensors: dict[str, np.ndarray], expected_file: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from intellect_jax.transport.mirror import Mirror
-from intellect_jax.transport.reading import WeightError, located
+from intellect_jax.transport.reading import WeightError
+from intellect_jax.transport.relay.intake import Intake
 
 Tensors = dict[str, np.ndarray]
 
@@ -35,7 +35,7 @@ class Reader:
 
     def __init__(self, check: Callable[[Tensors], None]):
         self._check = check
-        self._mirror = Mirror()
+        self._intake = Intake()
         self._last = _Reading("", error="no version was asked for")
 
     def begin(self, manifest: str, version: str) -> None:
@@ -64,17 +64,20 @@ class Reader:
             self._last.thread.join()
         if self._last.error is not None:
             raise WeightError(self._last.error)
-        return self._mirror.tensors
+        return self._intake.mirror.tensors
+
+    def close(self) -> None:
+        """Ends what is being read, with an error, and passes nothing on any more."""
+        self._intake.close()
 
     def _read(self, reading: _Reading, before: _Reading, manifest: str) -> None:
         if before.thread is not None:
             before.thread.join()
         try:
-            folder, version = located(manifest)
+            version = self._intake.advance(manifest)
             if str(version) != reading.version:
                 raise WeightError(f"{manifest} is version {version}, not {reading.version}")
-            self._mirror.advance(folder, version)
-            self._check(self._mirror.tensors)
+            self._check(self._intake.mirror.tensors)
         except Exception as error:
             reading.damaged = isinstance(error, WeightError)
             reading.error = str(error) if isinstance(error, (WeightError, ValueError)) else repr(error)

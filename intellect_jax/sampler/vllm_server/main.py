@@ -11,6 +11,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 from ml_collections import ConfigDict
@@ -21,6 +22,8 @@ from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.monitor.server_stats import Stats, parse
 from intellect_jax.sampler.vllm_server import command
 from intellect_jax.sampler.vllm_server.model_folder import link_plugin, make_model_folder
+from intellect_jax.transport.relay.cache import VARIABLE, folder_of
+from intellect_jax.transport.relay.intake import HOST_VARIABLE
 from intellect_jax.types import Version
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
     model = folder / f"model-{index}"
     make_model_folder(config, run_dir, model)
     variables = command.environment(config, link_plugin(folder / f"plugin-{index}"))
+    variables[VARIABLE] = str(folder_of(config.weights.cache, run_dir, f"sampler-{index}"))
+    variables[HOST_VARIABLE] = urlsplit(url).hostname or ""
     argv = command.argv(config, url, model)
     log.info("starting vLLM at %s", url)
     # In our process group: whoever ends that ends vLLM's own children too.
