@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "weights.keep",
     "checkpoint",
     "export",
+    "guard",
     "monitor",
     "bench",
     "launch",

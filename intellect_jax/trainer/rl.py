@@ -18,6 +18,7 @@ from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.parallel.processes import anywhere, gathered, is_first, meet
+from intellect_jax.trainer.guard.guard import Guard
 from intellect_jax.trainer.optimizer import rl_rates
 from intellect_jax.trainer.report import rl_metrics
 from intellect_jax.trainer.setup import Trainer
@@ -43,6 +44,7 @@ class RLLoop:
         self.trainer, self.state, self.version, self.ledger = trainer, state, version, ledger
         self.rates = rl_rates(config.trainer.optimizer, config.trainer.max_steps)
         self.store = WeightStore(run_dir / "weights", config.weights.keep)
+        self.guard = Guard(trainer, run_dir)
         self.metrics = Metrics(run_dir, "trainer", tensorboard=config.monitor.tensorboard, speaks=is_first())
         share = trainer.share
         self.client = BatchClient(
@@ -55,6 +57,7 @@ class RLLoop:
         manifest = self.publish()
         if is_first():
             self.client.hello(self.version, str(manifest), self.ledger)
+        self.guard.prepare()  # while the first batch is being made
         anywhere(False)  # asked here first of all, so that its program is compiled
         compilations.warm()
         saved = self.version.number  # a run that starts here has it on disk, or starts from nothing
@@ -75,6 +78,8 @@ class RLLoop:
         batch = self.next_batch(step, stopping)
         if batch is None:
             return False
+        arrived = time.time()
+        checked = self.guard.check(self.state.params, batch, self.version)
         ready = time.time()
         watchdog.progress(f"training batch {step}")
         rate = float(self.rates[step - 1])
@@ -89,7 +94,8 @@ class RLLoop:
         manifest = self.publish()
         if is_first():
             self.client.published(self.version, str(manifest), self.ledger)
-        self._log(batch, sums, start, ready, stepped, rate, compilations.after_warmup)
+        row = {"optimizer/learning_rate": rate, "compile/after_warmup": compilations.after_warmup, **checked}
+        self._log(batch, sums, ready, stepped, {"time/wait_s": arrived - start, "time/guard_s": ready - arrived, **row})
         return True
 
     def next_batch(self, step: int, stopping: Callable[[], bool]) -> PackedBatch | None:
@@ -140,16 +146,15 @@ class RLLoop:
         watchdog.progress(f"saving the checkpoint of step {self.version.number}")
         checkpoints.save(self.version.number, self.state, self.ledger)
 
-    def _log(self, batch: PackedBatch, sums, start, ready, stepped, rate, recompiled) -> None:
-        now = time.time()
+    def _log(self, batch: PackedBatch, sums, ready, stepped, row) -> None:
+        now, counts = time.time(), self.trainer.counts(batch)
         times = {
             "time/start": ready,
             "time/end": stepped,
-            "time/wait_s": ready - start,
             "time/step_s": stepped - ready,
             "time/publish_s": now - stepped,
-            "optimizer/learning_rate": rate,
-            "compile/after_warmup": recompiled,
             "version/lineage": self.version.lineage,
         }
-        self.metrics.log(batch.step, {**rl_metrics(self.trainer.counts(batch), sums, batch.info), **times})
+        learned = rl_metrics(counts, sums, batch.info)
+        self.guard.hear(batch.step, sums["fresh_kl_sum"], learned["mismatch/fresh_count"])
+        self.metrics.log(batch.step, {**learned, **times, **row})
