@@ -28,7 +28,7 @@ def recipe(root, url):
     config.model.update({"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32})
     config.model.update({"n_routed_experts": 8, "initializer_range": 0.2})
     config.orchestrator.update({"batch_size": 32, "group_size": 4, "max_off_policy_steps": 1})
-    config.trainer.update({"max_steps": STEPS, "rows": 16, "microbatch_buckets": (1, 2)})
+    config.trainer.update({"max_steps": STEPS, "rows": 16, "microbatch_buckets": (2,)})
     config.trainer.optimizer.decay_steps = 0
     config.trainer.optimizer.schedule = "constant"
     config.run.update({"root": str(root), "name": "tiny"})

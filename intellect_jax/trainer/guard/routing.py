@@ -1,8 +1,8 @@
 """Which expert goes with the errors. Pure NumPy.
 
-An expert that the sampler has wrong changes the tokens predicted through it, and through attention later ones of their
-segment; where it was not visited nothing changes. The trainer can compute the same pattern by silencing its own expert:
-the tokens that this moves are those that anything about the expert moves. Correlation with the errors tells which it is.
+An expert that the sampler has wrong changes the tokens predicted through it and, through attention, later ones of their
+segment; where it was not visited nothing changes. Silencing its own expert shows the trainer the same pattern: this
+moves those tokens that anything about the expert moves. Correlation with the errors tells which expert it is.
 
 Shape suffixes: R rows, S tokens of a row, N compared tokens, L MoE layers, K experts per token, E experts.
 """
@@ -44,8 +44,8 @@ def ranked_experts(seen: Comparison, silenced: Callable[[int, int], np.ndarray])
     for layer, expert in candidates(errors_N, routed_NLK)[:CANDIDATES]:
         moved_N = capped((silenced(layer, expert) - seen.trainer)[seen.compared])
         inside = (routed_NLK[:, layer] == expert).any(axis=-1)
-        means = (float(errors_N[group].mean()) if group.any() else 0.0 for group in (inside, ~inside))
-        found.append(ExpertError(layer, expert, int(inside.sum()), *means, correlation(errors_N, moved_N)))
+        near, far = (float(errors_N[group].mean()) if group.any() else 0.0 for group in (inside, ~inside))
+        found.append(ExpertError(layer, expert, int(inside.sum()), near, far, correlation(errors_N, moved_N)))
     return sorted(found, key=lambda each: -each.correlation)
 
 

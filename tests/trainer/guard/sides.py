@@ -1,4 +1,4 @@
-"""Both sides of the guard with a tiny policy: answers that one set of weights wrote, packed for a trainer of another."""
+"""Both sides of the guard with a tiny policy: answers that some weights wrote, packed for a trainer that has others."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ def trainer(**changes: Any) -> Trainer:
     return Trainer(made, SMALL, mesh, optimizer, {}, state, share)
 
 
-def guard(run_dir: Path, published: dict[Version, Any], **changes: Any) -> Guard:
-    """A guard that is ready, in a run that published these weights."""
+def guard(run_dir: Path, published: dict[Version, Any], make: Any = None, **changes: Any) -> Guard:
+    """A guard that is ready, in a run that published these weights; ``make`` another than that of one device."""
     write_character_tokenizer(run_dir / "tokenizer")
     store = WeightStore(run_dir / "weights", 10)
     for version, params in published.items():
         store.publish(version, to_hf(params, SMALL, "float32"))
-    return Guard(trainer(**changes), run_dir, programs())
+    return make(changes) if make else Guard(trainer(**changes), run_dir, programs())
 
 
 @lru_cache
