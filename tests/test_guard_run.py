@@ -27,7 +27,8 @@ def recipe(root, url):
     config = load(ROOT / "configs" / "debug_cpu.py")
     config.model.update({"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32})
     config.model.update({"n_routed_experts": 8, "initializer_range": 0.2})
-    config.orchestrator.update({"batch_size": 32, "group_size": 4, "max_off_policy_steps": 1})
+    config.orchestrator.update({"batch_size": 32, "group_size": 4})
+    config.orchestrator.max_off_policy_steps = 0  # so that every batch has tokens to compare
     config.trainer.update({"max_steps": STEPS, "rows": 16, "microbatch_buckets": (2,)})
     config.trainer.optimizer.decay_steps = 0
     config.trainer.optimizer.schedule = "constant"

@@ -61,7 +61,7 @@ class Circumstances:
 def suspects(seen: Comparison, again: Again, known: Circumstances) -> list[Suspect]:
     """Every cause for which there is evidence, likeliest first; at least one."""
     found: list[Suspect] = []
-    for look in (temperature, alignment, versions, experts, cache_over_update, decoding, vocabulary):
+    for look in (temperature, alignment, versions, packed_experts, experts, cache_over_update, decoding, vocabulary):
         try:
             found += look(seen, again, known)
         except Exception:  # out of memory, a version that is gone: the other causes are still worth a look
@@ -116,7 +116,7 @@ def alignment(seen: Comparison, again: Again, known: Circumstances) -> Iterator[
 
 
 def versions(seen: Comparison, again: Again, known: Circumstances) -> Iterator[Suspect]:
-    """Whether the tokens are of other weights than those that they name: a published version's, or its experts."""
+    """Whether the tokens are of other weights than those that they name."""
     for version in again.published:
         explains = _share(seen.error(), seen.error(again.under(version)))
         if explains < CONVINCING:
@@ -137,6 +137,10 @@ def versions(seen: Comparison, again: Again, known: Circumstances) -> Iterator[S
                 "the server says that it took a version and goes on with an older one: look at its update in the "
                 "sampler's log",
             )
+
+
+def packed_experts(seen: Comparison, again: Again, known: Circumstances) -> Iterator[Suspect]:
+    """Whether the routed experts alone are those of an earlier version."""
     for version in (v for v in again.published if v != known.version and seen.routed.shape[2]):
         explains = _share(seen.error(), seen.error(again.with_experts_of(version)))
         if explains >= CONVINCING:

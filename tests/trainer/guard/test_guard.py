@@ -7,8 +7,9 @@ import pytest
 
 from intellect_jax.errors import Hopeless
 from intellect_jax.monitor.compilations import CompilationCounter
-from intellect_jax.trainer.guard.guard import BOUNDS, PATIENCE, bound
-from intellect_jax.types import Version
+from intellect_jax.trainer.guard.guard import BOUNDS, PATIENCE, bound, circumstances
+from intellect_jax.trainer.guard.suspects import vocabulary
+from intellect_jax.types import PackedBatch, Version
 from tests.policies import SMALL, random_params
 from tests.trainer.guard.sides import (
     LONGEST,
@@ -21,6 +22,7 @@ from tests.trainer.guard.sides import (
     logprobs,
     moved,
     on_device,
+    programs,
     replaced,
     with_wrong_expert,
 )
@@ -43,10 +45,9 @@ def stopped(run_dir, sampler, *, published=None, version=V0, tokens=None, **opti
 def test_a_healthy_batch_passes_and_nothing_compiles(tmp_path):
     made, params = guard(tmp_path, {}), on_device(NOW)
     given = batch(answers(), logprobs(NOW, answers()))
-    made.check(params, given, V0)
     compilations = CompilationCounter()
     compilations.warm()
-    row = made.check(params, batch(answers(), logprobs(NOW, answers()), step=11), Version(0, 10))
+    row = made.check(params, given, V0)
     assert row["guard/error"] < 1e-5 and row["guard/largest"] < 1e-4 and row["guard/tokens"] > 300
     assert compilations.after_warmup == 0 and not (tmp_path / "guard.json").exists()
 
@@ -124,6 +125,17 @@ def test_small_noise_is_called_numerics(tmp_path):
     right = logprobs(NOW, answers())
     noise = np.random.default_rng(0).normal(0, 5e-3, right.shape)
     assert stopped(tmp_path, right + noise)["suspects"][0]["name"] == "numerics"
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_told():
+    given = batch(answers(), logprobs(NOW, answers()))
+    one = PackedBatch(1, {name: array[:1] for name, array in given.arrays.items()})
+    seen = programs().compare(on_device(NOW), programs().place(one))
+    few = circumstances(config(), SMALL, V0, (), vocabulary=60, limit=1e-3)
+    (found,) = vocabulary(seen, None, few)
+    beyond = int((seen.tokens[seen.compared] >= 60).sum())
+    assert found.name == "tokenizer" and found.evidence.startswith(f"{beyond} of ") and beyond > 100
+    assert not list(vocabulary(seen, None, circumstances(config(), SMALL, V0, (), SMALL.vocab_size, 1e-3)))
 
 
 def test_numbers_that_are_none_stop_the_run(tmp_path):
