@@ -273,6 +273,11 @@ SCHEMA: dict[str, Any] = {
         "platform": Key("", "JAX platform of the sampler; empty: JAX's own choice", one_of("", "cpu", "cuda", "tpu")),
         "gpu_memory": Key(0.0, "share of each GPU's memory that a server takes (0: JAX's own choice, 3/4)", share),
         "dtype": Key("bfloat16", "dtype the sampler computes in", one_of("bfloat16", "float32")),
+        "head_dtype": Key(
+            "float32",
+            "dtype of vLLM's logits (model: sampler.dtype); those of the trainer and of the JAX sampler are float32",
+            one_of("float32", "model"),
+        ),
     },
     "weights": {
         "dtype": Key("bfloat16", "dtype of published weights", one_of("bfloat16", "float32")),
@@ -302,6 +307,16 @@ SCHEMA: dict[str, Any] = {
             one_of("merged", "adapter"),
         ),
         "dtype": Key("bfloat16", "dtype of exported weights", one_of("bfloat16", "float32")),
+    },
+    "guard": {
+        "enabled": Key(True, "end a run whose trainer and sampler disagree about log-probabilities"),
+        "every": Key(10, "RL steps between two checks, the first before the first step", at_least(1)),
+        "max_error": Key(
+            0.0,
+            "largest mean difference over tokens of the trainer's own version, of which none counts for more than 1, "
+            "nats (0: 0.001 where all compute and store float32, else 0.05)",
+            at_least(0.0),
+        ),
     },
     "plan": {
         "member_share": Key(1.0, "share of a row's tokens that have a loss", between(0.0, 1.0)),

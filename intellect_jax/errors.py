@@ -1,6 +1,10 @@
-"""Errors that the user can put right."""
+"""Errors after which starting again would not help."""
 
 from __future__ import annotations
+
+
+class Hopeless(Exception):
+    """The run found a fault that it would only meet again: shown without a traceback, and nothing is restarted."""
 
 
 class UserError(ValueError):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from intellect_jax.errors import UserError
+from intellect_jax.errors import Hopeless, UserError
 from intellect_jax.monitor import watchdog
 from launch import addresses
-from launch.exit_codes import FAILED, WRONG_INPUT
+from launch.exit_codes import FAILED, HOPELESS, WRONG_INPUT
 from launch.processes import FATAL
 from launch.supervisor import RoleSpec
 
@@ -84,7 +84,8 @@ def run(role: str, config: ConfigDict, run_dir: Path, index: int | None, url: st
     ``url``: where a sampler serves that is none of ``sampler.urls``.
     """
     code = _run(role, config, run_dir, index, url)
-    if code == FAILED and role == "trainer" and index is not None:  # an orderly end would wait for the other processes
+    failed = code in (FAILED, HOPELESS)
+    if failed and role == "trainer" and index is not None:  # an orderly end would wait for the other processes
         logging.shutdown()
         os._exit(code)
     return code
@@ -114,6 +115,9 @@ def _run(role: str, config: ConfigDict, run_dir: Path, index: int | None, url: s
     except UserError as error:
         logging.critical("%s %s", FATAL, error)
         return WRONG_INPUT
+    except Hopeless as error:
+        logging.critical("%s %s", FATAL, error)
+        return HOPELESS
     except KeyboardInterrupt:
         return FAILED
     except Exception as error:

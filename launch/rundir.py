@@ -49,6 +49,7 @@ MAY_CHANGE = (
     "weights.cache",
     "checkpoint",
     "export",
+    "guard",
     "monitor",
     "bench",
     "launch",

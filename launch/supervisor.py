@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch import processes
-from launch.exit_codes import DONE, FAILED, START_ME_AGAIN, WRONG_INPUT
+from launch.exit_codes import DONE, FAILED, HOPELESS, START_ME_AGAIN, WRONG_INPUT
 from launch.heartbeats import Pulse
 from launch.restarts import Death, RestartPolicy
 
@@ -176,9 +176,9 @@ class Supervisor:
         role.deaths.append(Death(now, exit_code, now - role.started, words))
         self._on_death(role.name, role.deaths[-1])
         what = f"{role.name} ended with {processes.describe_exit(exit_code)} after {now - role.started:.0f} s"
-        if exit_code == WRONG_INPUT:
+        if exit_code in (WRONG_INPUT, HOPELESS):
             self._say(f"{what}:\n{words}\nlog: {role.log}")
-            return WRONG_INPUT
+            return WRONG_INPUT if exit_code == WRONG_INPUT else FAILED
         peers = self._peers(role)
         delay = role.spec.policy.delay(sorted((d for r in (role, *peers) for d in r.deaths), key=lambda d: d.time))
         if delay is None:

@@ -31,7 +31,9 @@ class Router(nnx.Module):
     ) -> tuple[Int[Array, "... k"], Float[Array, "... k"]]:
         """Expert ids and weights; where ``replay`` is not -1 its experts are taken, weighted by today's scores."""
         cfg = self.cfg
-        logits = checkpoint_name(x.astype(jnp.float32) @ self.kernel.get_value(), "mlp")
+        # HIGHEST: accelerators compute float32 products in fewer bits unless told, and another bit is another expert.
+        exact = jnp.matmul(x.astype(jnp.float32), self.kernel.get_value(), precision=jax.lax.Precision.HIGHEST)
+        logits = checkpoint_name(exact, "mlp")
         scores = jax.nn.sigmoid(logits) if cfg.router == "sigmoid" else jax.nn.softmax(logits)
         bias = self.bias.get_value() if hasattr(self, "bias") else 0.0
         ids = self._select(jax.lax.stop_gradient(scores + bias))

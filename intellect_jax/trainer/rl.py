@@ -19,6 +19,7 @@ from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.parallel.processes import anywhere, gathered, is_first
+from intellect_jax.trainer.guard.guard import Guard
 from intellect_jax.trainer.optimizer import rl_rates
 from intellect_jax.trainer.publish import Publisher
 from intellect_jax.trainer.report import rl_metrics
@@ -49,6 +50,7 @@ class RLLoop:
         self.rates = rl_rates(config.trainer.optimizer, config.trainer.max_steps)
         self.store = WeightStore(run_dir / "weights", config.weights.keep)
         self.publisher = Publisher(config, self.store)
+        self.guard = Guard(trainer, run_dir)
         self.metrics = Metrics(run_dir, "trainer", tensorboard=config.monitor.tensorboard, speaks=is_first())
         self.serving = _serve(config, self.store) if is_first() else None
         share = trainer.share
@@ -62,6 +64,7 @@ class RLLoop:
         manifest = self.publish()
         if is_first():
             self.client.hello(self.version, str(manifest), self.ledger)
+        self.guard.prepare()  # while the first batch is being made
         anywhere(False)  # asked here first of all, so that its program is compiled
         compilations.warm()
         saved = self.version.number  # a run that starts here has it on disk, or starts from nothing
@@ -82,6 +85,8 @@ class RLLoop:
         batch = self.next_batch(step, stopping)
         if batch is None:
             return False
+        arrived = time.time()
+        checked = self.guard.check(self.state.params, batch, self.version)
         ready = time.time()
         watchdog.progress(f"training batch {step}")
         rate = float(self.rates[step - 1])
@@ -96,7 +101,8 @@ class RLLoop:
         manifest = self.publish()
         if is_first():
             self.client.published(self.version, str(manifest), self.ledger)
-        self._log(batch, sums, start, ready, stepped, rate, compilations.after_warmup)
+        row = {"optimizer/learning_rate": rate, "compile/after_warmup": compilations.after_warmup, **checked}
+        self._log(batch, sums, ready, stepped, {"time/wait_s": arrived - start, "time/guard_s": ready - arrived, **row})
         return True
 
     def next_batch(self, step: int, stopping: Callable[[], bool]) -> PackedBatch | None:
@@ -156,22 +162,21 @@ class RLLoop:
         watchdog.progress(f"saving the checkpoint of step {self.version.number}")
         checkpoints.save(self.version.number, self.state, self.ledger)
 
-    def _log(self, batch: PackedBatch, sums, start, ready, stepped, rate, recompiled) -> None:
-        now = time.time()
+    def _log(self, batch: PackedBatch, sums, ready, stepped, row) -> None:
+        now, counts = time.time(), self.trainer.counts(batch)
         full, delta = self.store.nbytes(self.version) if is_first() else (0, 0)
         times = {
             "time/start": ready,
             "time/end": stepped,
-            "time/wait_s": ready - start,
             "time/step_s": stepped - ready,
             "time/publish_s": now - stepped,
             "weights/full_bytes": full,
             "weights/delta_bytes": delta,
-            "optimizer/learning_rate": rate,
-            "compile/after_warmup": recompiled,
             "version/lineage": self.version.lineage,
         }
-        self.metrics.log(batch.step, {**rl_metrics(self.trainer.counts(batch), sums, batch.info), **times})
+        learned = rl_metrics(counts, sums, batch.info)
+        self.guard.hear(batch.step, sums["fresh_kl_sum"], learned["mismatch/fresh_count"])
+        self.metrics.log(batch.step, {**learned, **times, **row})
 
 
 def _serve(config: ConfigDict, store: WeightStore) -> Serving | None:

@@ -80,7 +80,7 @@ class Trainer:
         shape = (microbatches, rows * self.share.parts, seq)
         if shape not in self.programs:
             raise ValueError(f"batch {batch.step} has shape {shape}, compiled are {list(self.programs)}")
-        arrays = self._to_device(batch, shape)
+        arrays = self.to_device(batch, shape)
         rate = replicate(np.float32(learning_rate), NamedSharding(self.mesh, PartitionSpec()))
         with jax.transfer_guard("disallow"):
             state, metrics = self.programs[shape](state, arrays, rate, self.base)
@@ -94,7 +94,8 @@ class Trainer:
         """:func:`report.count_tokens` of the whole batch, of which every process has a part."""
         return summed(count_tokens(batch), self.share.counts)
 
-    def _to_device(self, batch: PackedBatch, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+    def to_device(self, batch: PackedBatch, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        """The whole batch [M, R, S] of which ``batch`` has this process's rows."""
         wanted = batch_specs(self.config, self.cfg, self.mesh, shape)
         arrays = dict(batch.arrays)
         if "routed_experts" in wanted and "routed_experts" not in arrays:  # supervised batches: no replay

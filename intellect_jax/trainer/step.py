@@ -58,7 +58,7 @@ class StepOptions(NamedTuple):
 
 def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: StepOptions) -> tuple[Array, Array, Array]:
     """log p(tokens[t] | tokens[<t]) at the token's temperature, and entropy, each [R, S], 0 outside ``loss_mask``; and
-    the experts' loads [L, E]."""
+    the experts that every token visited, int16 [R, S, L, K], in the order in which the mesh holds a row's tokens."""
     ops = options.ops
     tokens, positions, segment_ids = (ops.shuffle(micro[name]) for name in ("tokens", "positions", "segment_ids"))
     out = forward(
@@ -76,7 +76,7 @@ def batch_logprobs(params: Params, cfg: ModelConfig, micro: Batch, options: Step
     following = (jnp.roll(micro[name], -1, axis=1) for name in ("tokens", "temperature", "loss_mask"))
     ahead = ops.logprobs(out.hidden, head_kernel(params, cfg), *(ops.shuffle(x) for x in following))
     logprobs, entropy = (jnp.roll(ops.unshuffle(x), 1, axis=1) for x in ahead)
-    return logprobs, entropy, expert_loads(out.routed_experts, segment_ids > 0, cfg.n_routed_experts)
+    return logprobs, entropy, out.routed_experts
 
 
 def component_losses(logprobs: Float[Array, "r s"], micro: Batch, options: StepOptions) -> dict[str, Array]:
@@ -92,6 +92,11 @@ def component_losses(logprobs: Float[Array, "r s"], micro: Batch, options: StepO
     return {c: jnp.where(members(micro, c), per_token[c], 0.0) * micro[f"{c}_weight"] for c in COMPONENTS}
 
 
+def joined(trained: Params, base: Params | None, options: StepOptions) -> Params:
+    """The whole policy: what trains, with LoRA on top of its frozen base."""
+    return trained if base is None or options.lora is None else with_adapter(base, Adapter(trained, options.lora))
+
+
 def members(batch: Batch, component: str) -> Array:
     return batch["loss_mask"] & (batch[f"{component}_weight"] != 0)
 
@@ -105,8 +110,8 @@ def microbatch_loss(
     base: Params | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """This microbatch's share of the batch's loss, and sums for the metrics."""
-    params = trained if base is None or options.lora is None else with_adapter(base, Adapter(trained, options.lora))
-    logprobs, entropy, loads = batch_logprobs(params, cfg, micro, options)
+    logprobs, entropy, routed = batch_logprobs(joined(trained, base, options), cfg, micro, options)
+    loads = expert_loads(routed, options.ops.shuffle(micro["segment_ids"]) > 0, cfg.n_routed_experts)
     losses = {c: jnp.sum(loss) / counts[c] for c, loss in component_losses(logprobs, micro, options).items()}
     sums = _token_sums(jax.lax.stop_gradient(logprobs), entropy, micro)
     return losses["rl"] + losses["ce"] + losses["ref_kl"], {**losses, **sums, "loads": loads}

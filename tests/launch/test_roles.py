@@ -68,12 +68,13 @@ def test_platform_and_threads_reach_the_process(config):
     [
         ("return 0", 0, None),
         ("raise UserError('data.jsonl:3: no prompt')", 2, "FATAL data.jsonl:3: no prompt"),
+        ("raise Hopeless('they differ')", 3, "FATAL they differ"),
         ("1 / 0", 1, "ZeroDivisionError: division by zero"),
     ],
 )
 def test_how_a_role_ends(tmp_path, body, code, words):
     (tmp_path / "a_role.py").write_text(
-        f"from intellect_jax.errors import UserError\ndef main(config, run_dir, index):\n    {body}\n"
+        f"from intellect_jax.errors import Hopeless, UserError\ndef main(config, run_dir, index):\n    {body}\n"
     )
     program = (
         "import sys; from pathlib import Path; from launch import roles\n"

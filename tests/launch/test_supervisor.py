@@ -163,6 +163,13 @@ def test_wrong_input_ends_the_run_without_a_second_try(tmp_path):
     assert "data.jsonl:3: no prompt" in said and "again" not in said
 
 
+def test_a_fault_that_would_come_again_ends_the_run_without_a_second_try(tmp_path):
+    hopeless = "import sys; print('x trainer: FATAL they differ\\nsuspects: two'); sys.exit(3)"
+    code, said = supervise([role("trainer", hopeless)], tmp_path)
+    assert code == 1
+    assert "they differ\nsuspects: two" in said and "again" not in said
+
+
 def test_an_end_on_purpose_is_no_crash(tmp_path):
     """A worker that got stuck ends itself with 70, however often."""
     stuck = """

@@ -66,6 +66,9 @@ def test_the_command_line_says_what_the_configuration_says(config, tmp_path):
     for wanted in ("--port=8123", "--max-model-len=36", "--dtype=float32", "--logprobs-mode=processed_logprobs"):
         assert wanted in argv
     assert "--enforce-eager" in argv
+    assert '--hf-overrides={"head_dtype": "float32"}' in argv
+    config.sampler.head_dtype = "model"
+    assert not any("head_dtype" in word for word in command.argv(config, "http://127.0.0.1:8123", tmp_path))
     config.sampler.platform = "cuda"
     assert "--enforce-eager" not in command.argv(config, "http://127.0.0.1:8123", tmp_path)
 

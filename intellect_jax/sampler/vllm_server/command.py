@@ -31,6 +31,8 @@ def argv(config: ConfigDict, url: str, model: Path) -> list[str]:
         "worker-extension-cls": EXTENSION,
         "weight-transfer-config": json.dumps({"backend": BACKEND}),
     }
+    if sampler.head_dtype == "float32":
+        arguments["hf-overrides"] = json.dumps({"head_dtype": "float32"})  # else bfloat16 rounds logits to 8 bits
     if sampler.platform == "cuda" and sampler.gpu_memory:
         arguments["gpu-memory-utilization"] = str(sampler.gpu_memory)
     flags = ["--enable-scale-out", "--disable-uvicorn-access-log"]
