@@ -22,6 +22,7 @@ from intellect_jax.bridge.families.table import Entry
 from intellect_jax.bridge.huggingface import entries, stored_dtype
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import Params
+from intellect_jax.transport import changes
 from intellect_jax.transport.changes import Changes
 from intellect_jax.transport.deltas import Changed
 from intellect_jax.trees import TreePath, leaf
@@ -75,10 +76,38 @@ def _own(array: jax.Array) -> list[jax.Shard]:
 
 
 def _shard_changes(old: jax.Shard, new: jax.Shard, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    layers = new.data.shape[0] if len(shape) > 2 else 1
-    size = prod(new.data.shape) // layers
-    room = size if size <= _SMALL or new.data.dtype.itemsize > 2 else size // _SHARE
-    counts_L, blocks = _compact(old.data, new.data, layers, room)
+    flat, before, after = (_in_memory if _is_in_memory(new.data) else _fetched)(old.data, new.data)
+    if new.data.shape == shape:
+        return flat, before, after
+    starts = [(bounds.start or 0) for bounds in new.index]
+    places = zip(np.unravel_index(flat, new.data.shape), starts, strict=True)
+    return np.ravel_multi_index(tuple(index + start for index, start in places), shape), before, after
+
+
+def _is_in_memory(array: Array) -> bool:
+    """Whether the host sees the device's memory: there numpy is quicker than a program that compacts."""
+    return next(iter(array.devices())).platform == "cpu"
+
+
+def _room(size: int, array: Array) -> int:
+    """How many of ``size`` elements may change."""
+    return size if size <= _SMALL or array.dtype.itemsize > 2 else size // _SHARE
+
+
+def _in_memory(old: Array, new: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flat indices in the shard and the bits there before and after; raises TooMany."""
+    flat, before, after = changes.find(np.asarray(old), np.asarray(new))
+    if flat.size > _room(new.size, new):
+        raise TooMany(f"{flat.size} of {new.size} elements")
+    return flat, before, after
+
+
+def _fetched(old: Array, new: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same, found on the device; layer by layer where the array stacks some."""
+    layers = new.shape[0] if new.ndim > 2 else 1
+    size = new.size // layers
+    room = _room(size, new)
+    counts_L, blocks = _compact(old, new, layers, room)
     counts_L = np.asarray(counts_L)
     if counts_L.max(initial=0) > room:
         raise TooMany(f"{counts_L.max()} of {size} elements")
@@ -86,14 +115,9 @@ def _shard_changes(old: jax.Shard, new: jax.Shard, shape: tuple[int, ...]) -> tu
     held_LC = np.arange(len(found) * _width(room)) < counts_L[:, None]
     where, before, after = (
         np.concatenate([np.asarray(block[part]) for block in found], axis=1)[held_LC] if found else np.empty(0, kind)
-        for part, kind in enumerate((np.int32, _bits(new.data), _bits(new.data)))
+        for part, kind in enumerate((np.int32, _bits(new), _bits(new)))
     )
-    flat = where + np.repeat(np.arange(layers, dtype=np.int64) * size, counts_L)
-    if new.data.shape == shape:
-        return flat, before, after
-    starts = [(bounds.start or 0) for bounds in new.index]
-    places = zip(np.unravel_index(flat, new.data.shape), starts, strict=True)
-    return np.ravel_multi_index(tuple(index + start for index, start in places), shape), before, after
+    return where + np.repeat(np.arange(layers, dtype=np.int64) * size, counts_L), before, after
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from intellect_jax.bridge import published
 from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.bridge.published import Published, TooMany
 from intellect_jax.transport import changes
@@ -25,6 +26,13 @@ def nudged(params, rate, seed=0):
     return jax.tree.map(lambda x: x + rate * np.sign(rng.normal(size=x.shape)).astype(np.float32), params)
 
 
+@pytest.fixture(params=["in_memory", "on_the_device"])
+def way(request, monkeypatch):
+    """Changes are looked for in memory that the host sees, as on a CPU, and on the device, as everywhere else."""
+    monkeypatch.setattr(published, "_is_in_memory", lambda array: request.param == "in_memory")
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", ["plain", "grouped", "tied_without_bias", "qwen3_moe", "qwen3_tied", "llama_bias"])
 def test_changes_on_the_device_are_those_of_the_files(name):
     cfg = {**GLM4_MOE, **OTHERS}[name]
@@ -40,15 +48,16 @@ def test_changes_on_the_device_are_those_of_the_files(name):
             np.testing.assert_array_equal(got, wanted, err_msg=each.name)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_large_step_is_too_many_changes_and_the_next_small_one_is_not():
     cfg = dataclasses.replace(GLM4_MOE["plain"], vocab_size=512)  # an embedding too large to be allowed all changes
     old = random_params(cfg, 0)
-    published = Published(old, cfg, "bfloat16")
+    last = Published(old, cfg, "bfloat16")
     large = nudged(old, 3e-4)
     with pytest.raises(TooMany):
-        published.advance(large)
-    assert sum(each.changes.where.size for each in published.advance(nudged(large, 1e-6))) > 0
-    assert sum(each.changes.where.size for each in published.advance(nudged(large, 1e-6))) == 0  # the same again
+        last.advance(large)
+    assert sum(each.changes.where.size for each in last.advance(nudged(large, 1e-6))) > 0
+    assert sum(each.changes.where.size for each in last.advance(nudged(large, 1e-6))) == 0  # the same again
 
 
 @pytest.mark.slow
