@@ -22,8 +22,9 @@ from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.sampler import loading, server
 from intellect_jax.sampler.engine import Engine
-from intellect_jax.sampler.programs import Programs, Shapes
+from intellect_jax.sampler.programs import Programs
 from intellect_jax.sampler.protocol import Limits
+from intellect_jax.sampler.shapes import Shapes
 from intellect_jax.sampler.state import ServerState
 
 log = logging.getLogger(__name__)
