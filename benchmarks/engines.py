@@ -1,7 +1,8 @@
 """Tokens per second of our JAX sampler against a vLLM server on this CPU, as the orchestrator sees them.
 
     python benchmarks/engines.py [--vllm_python=.venv-vllm/bin/python] [--models=demo,smollm2] [--concurrent=16,64]
-        [--rounds=5] [--dtype=float32] [--smollm2=models/SmolLM2-135M-Instruct] [--out=FILE.json] [--quick]
+        [--rounds=5] [--dtype=float32] [--smollm2=models/SmolLM2-135M-Instruct] [--vllm_threads=1]
+        [--out=FILE.json] [--quick]
 
 Both are started as a run starts them, with all cores, on the same policy in the same dtype, and take the same requests
 through the fleet's own client: /inference/v1/generate with log-probabilities, prompts shared by groups of 8, answers of
@@ -90,6 +91,8 @@ async def race(model: Model, options: argparse.Namespace, work: Path) -> Json:
             config = server_config(backend, model, folder, options.dtype, str(options.vllm_python))
             if backend == "jax" and options.decode_steps:
                 config.sampler.decode_steps = options.decode_steps
+            if backend == "vllm" and options.vllm_threads:
+                config.launch.threads = options.vllm_threads
             process = stack.enter_context(serving(config, work / "runs" / backend, work / "tokenizer"))
             fleet = await stack.enter_async_context(Fleet(config.sampler.urls, config))
             sides.append(Side(backend, fleet, config.sampler.urls[0], model, cfg.vocab_size))
@@ -137,6 +140,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--decode_steps", type=int, default=0, help="0: as the model's recipe has it")
+    parser.add_argument("--vllm_threads", type=int, default=0, help="OMP_NUM_THREADS of vLLM (0: all cores)")
     parser.add_argument("--smollm2", type=Path, help="its folder, made by python -m intellect_jax.bridge.smollm2")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true")
@@ -150,6 +154,7 @@ def main() -> None:
     elif not options.vllm_python.is_file():
         raise SystemExit(f"{options.vllm_python}: not there; `make vllm`, or name another with --vllm_python")
     figures: Json = {"dtype": options.dtype, "cores": CORES, "machine": platform.processor() or platform.machine()}
+    figures["vllm_threads"] = options.vllm_threads or CORES
     figures |= {"jax": jax.__version__, "python": platform.python_version(), "rounds": options.rounds}
     for name in options.models.split(","):
         with tempfile.TemporaryDirectory() as folder:

@@ -88,8 +88,8 @@ def _apart(model: ModelConfig, params: Params) -> Params:
 def _prefill(model: ModelConfig, dtype: str, params: Params, cache: Cache, batch: PrefillBatch) -> Cache:
     """Keys, values and experts of R parts of histories, whose earlier parts are there or in the same batch."""
     steps = jnp.arange(batch.tokens.shape[1])
-    positions = batch.starts[:, None] + steps
-    real = steps < batch.lengths[:, None]
+    positions = jnp.asarray(batch.starts)[:, None] + steps
+    real = steps < jnp.asarray(batch.lengths)[:, None]
     rows = Rows(jnp.asarray(batch.tokens), positions, real, jnp.asarray(batch.tables))
     return paged.extend(params, model, cache, rows, compute_dtype=jnp.dtype(dtype))[1]
 
