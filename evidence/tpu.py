@@ -107,16 +107,19 @@ def engine(program: str) -> dict[str, Any]:
     os.environ |= environment("tpu", 1)
     import jax
     import jax.numpy as jnp
+    import numpy as np
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
     from intellect_jax.models.config import ModelConfig
     from intellect_jax.models.transformer import abstract_params
-    from intellect_jax.sampler.programs import Programs, Shapes
+    from intellect_jax.sampler.batches import empty_batch
+    from intellect_jax.sampler.programs import Programs
+    from intellect_jax.sampler.shapes import Shapes
     from intellect_jax.sampler.slots import idle_inputs
 
     config = engine_config()
-    programs = Programs(ModelConfig.from_config(config.model, 0), Shapes.from_config(config.sampler))
+    programs = Programs(ModelConfig.from_config(config.model, 0), Shapes.from_config(config.sampler), "tpu")
     chip = topologies.get_topology_desc(platform="tpu", topology_name=f"{TARGET}:2x2x1").devices[0]
 
     def there(leaf: Any, dtype: Any = None) -> jax.ShapeDtypeStruct:
@@ -126,13 +129,14 @@ def engine(program: str) -> dict[str, Any]:
     cache = jax.tree.map(there, jax.eval_shape(programs.new_cache))
     shapes = programs.shapes
     rows, length, slots = shapes.row_buckets[-1], shapes.length_buckets[-1], shapes.slots
-    inputs: tuple[Any, ...] = (
-        tuple(there(jax.ShapeDtypeStruct(shape, jnp.int32)) for shape in ((rows, length), (rows,), (slots,)))
-        if program == "prefill"
-        else (jax.tree.map(there, idle_inputs(slots)),)
-    )
+    tables = np.zeros((slots, shapes.width), np.int32)
+    inputs = (empty_batch(rows, length, shapes.width),) if program == "prefill" else (idle_inputs(slots), tables)
     call, start = getattr(programs, program), time.monotonic()
-    compiled = call.func.trace(*call.args, params, cache, *inputs).lower(lowering_platforms=("tpu",)).compile()
+    compiled = (
+        call.func.trace(*call.args, params, cache, *jax.tree.map(there, inputs))
+        .lower(lowering_platforms=("tpu",))
+        .compile()
+    )
     sizes = compiled.memory_analysis()
     return {
         "chips": 1,

@@ -56,6 +56,11 @@ RULES: tuple[Rule, ...] = (
         "the most must not be less than the fewest",
     ),
     Rule(
+        ("sampler.pages", "sampler.page_size", "sampler.max_len"),
+        lambda c: 0 < c.sampler.pages * c.sampler.page_size < c.sampler.max_len,
+        "the pages must hold the longest request, or it could never run (0: as many as all slots can need)",
+    ),
+    Rule(
         ("trainer.seq_buckets", "sampler.max_len"),
         lambda c: max(c.trainer.seq_buckets) < c.sampler.max_len,
         "the largest row must hold the longest rollout",

@@ -40,7 +40,7 @@ def running(config, tokenizer: Any = None) -> Iterator[ServerState]:
     state = make_state(config, SMALL, tokenizer)
     state.engine.start()
     try:
-        assert state.engine.ready.wait(120), state.engine.failure
+        assert state.engine.ready.wait(280), state.engine.failure
         yield state
     finally:
         assert state.engine.stop(timeout=10)

@@ -5,12 +5,10 @@ HF: Glm4MoeAttention, Qwen3Attention, Qwen3MoeAttention, LlamaAttention.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from intellect_jax.kernels.attention import attend
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.layers import Linear, RMSNorm
 from intellect_jax.models.rope import rotate
@@ -37,15 +35,7 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def packed(self, x, cos, sin, segment_ids, positions, attention) -> tuple[Array, tuple[Array, Array]]:
-        """Attention within the packed rows ``x`` by ``attention`` (see ops.py); also keys and values for a cache."""
+    def packed(self, x, cos, sin, segment_ids, positions, attention) -> Array:
+        """Attention within the packed rows ``x`` by ``attention`` (see ops.py)."""
         q, k, v = (checkpoint_name(y, "qkv") for y in self.qkv(x, cos, sin))
-        return self.o(attention(q, k, v, segment_ids, positions)), (k, v)
-
-    def cached(self, x, cos, sin, mask, cache_k, cache_v, layer, positions) -> tuple[Array, Array, Array]:
-        """One new token a slot: writes its key and value into cache [layers, B, T, K, C] and attends over the slot."""
-        q, k, v = self.qkv(x, cos, sin)
-        slots = jnp.arange(x.shape[0])
-        cache_k = cache_k.at[layer, slots, positions].set(k[:, 0].astype(cache_k.dtype))
-        cache_v = cache_v.at[layer, slots, positions].set(v[:, 0].astype(cache_v.dtype))
-        return self.o(attend(q, cache_k[layer], cache_v[layer], mask)), cache_k, cache_v
+        return self.o(attention(q, k, v, segment_ids, positions))

@@ -20,7 +20,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from intellect_jax.kernels.attention import cache_mask
 from intellect_jax.models.attention import Attention
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.layers import MLP, Linear, RMSNorm, param, rms_norm
@@ -36,12 +35,6 @@ Params = dict[str, Any]
 class Forward(NamedTuple):
     hidden: Float[Array, "b s d"]  # after the final norm
     routed_experts: Int[Array, "b s l k"]  # int16
-    kv: tuple[Array, Array] | None  # keys (rotated) and values, each [N, B, S, K, C], if they were asked for
-
-
-class Cache(NamedTuple):
-    k: Float[Array, "n b t kv c"]
-    v: Float[Array, "n b t kv c"]
 
 
 class DecoderLayer(nnx.Module):
@@ -66,7 +59,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Parameters only: the computation is in :func:`forward`, :func:`decode` and :func:`logits`."""
+    """Parameters only: the computation is in :func:`forward` and :func:`logits`, or over a cache in paged.py."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         std = cfg.initializer_range
@@ -100,7 +93,7 @@ def _layer_definition(cfg: ModelConfig, moe: bool) -> tuple[nnx.GraphDef, nnx.St
         return nnx.split(nnx.eval_shape(lambda: DecoderLayer(cfg, moe, nnx.Rngs(0))))
 
 
-def _layer(cfg: ModelConfig, moe: bool, params: Params) -> DecoderLayer:
+def build_layer(cfg: ModelConfig, moe: bool, params: Params) -> DecoderLayer:
     graphdef, state = _layer_definition(cfg, moe)
     layer = nnx.merge(graphdef, _filled(state, params))
     _attach_adapters(layer, params)
@@ -159,45 +152,41 @@ def forward(
     compute_dtype: jnp.dtype = jnp.float32,
     replay: Int[Array, "b s l k"] | None = None,
     remat: Remat = KEEP_ALL,
-    keep_kv: bool = False,
     ops: Ops = LOCAL,
 ) -> Forward:
     """Runs packed rows. ``replay`` fixes each token's experts where it is not -1."""
     table = ops.constrain(params["embed"]["weight"].astype(compute_dtype), "vocab", None)
     x = ops.constrain(table[tokens], "rows", "sequence", None)
-    layer = partial(_packed_layer, cfg, ops, keep_kv, *rotation(positions, cfg), segment_ids, positions)
+    layer = partial(_packed_layer, cfg, ops, *rotation(positions, cfg), segment_ids, positions)
     run = rematerialised(layer, remat)
     per_layer = None if replay is None else jnp.moveaxis(replay, 2, 0)
-    ids, kv = [], []
+    ids = []
     for block in blocks(cfg):
         body = partial(_packed_block, run, block.kinds)
-        x, (block_ids, block_kv) = jax.lax.scan(body, x, _scanned(params, per_layer, block), length=block.repeats)
-        ids += [_in_order(block_ids)] if block_ids else []
-        kv += [[_in_order(arrays) for arrays in zip(*block_kv, strict=True)]] if keep_kv else []
+        x, block_ids = jax.lax.scan(body, x, scanned_share(params, per_layer, block), length=block.repeats)
+        ids += [in_order(block_ids)] if block_ids else []
     hidden = rms_norm(x, params["norm"]["scale"], cfg.rms_norm_eps)
-    whole = tuple(jnp.concatenate(arrays) for arrays in zip(*kv, strict=True))
-    return Forward(hidden, _routed(ids, cfg, tokens.shape), (whole[0], whole[1]) if keep_kv else None)
+    return Forward(hidden, routed_experts(ids, cfg, tokens.shape))
 
 
 def _packed_block(run, kinds, x, scanned):
-    """The layers ``kinds`` once: expert ids of the MoE layers, keys and values of all layers (None if not kept)."""
+    """The layers ``kinds`` once; expert ids of the MoE layers."""
     stacks, replay = scanned
-    ids, kv = [], []
-    for moe, params, at in _members(kinds, stacks):
-        x, layer_ids, layer_kv = run(moe, params, x, replay[at] if moe and replay is not None else None)
+    ids = []
+    for moe, params, at in members(kinds, stacks):
+        x, layer_ids = run(moe, params, x, replay[at] if moe and replay is not None else None)
         ids += [layer_ids] if moe else []
-        kv.append(layer_kv)
-    return x, (ids, kv)
+    return x, ids
 
 
-def _packed_layer(cfg, ops, keep_kv, cos, sin, segment_ids, positions, moe, params, x, replay):
-    layer, x = _layer(cfg, moe, params), checkpoint_name(x, "layer")
-    attended, kv = layer.attention.packed(layer.input_norm(x), cos, sin, segment_ids, positions, ops.attention)
+def _packed_layer(cfg, ops, cos, sin, segment_ids, positions, moe, params, x, replay):
+    layer, x = build_layer(cfg, moe, params), checkpoint_name(x, "layer")
+    attended = layer.attention.packed(layer.input_norm(x), cos, sin, segment_ids, positions, ops.attention)
     x, ids = layer.feed_forward(checkpoint_name(x + attended, "residual"), replay, ops.experts)
-    return ops.constrain(x, "rows", "sequence", None), ids, kv if keep_kv else None
+    return ops.constrain(x, "rows", "sequence", None), ids
 
 
-def _scanned(params: Params, per_moe_layer: Array | None, block: Block) -> tuple[dict[bool, Params], Array | None]:
+def scanned_share(params: Params, per_moe_layer: Array | None, block: Block) -> tuple[dict[bool, Params], Array | None]:
     """The block's share of the stacks, and of what each MoE layer gets, as [repeats, layers of the kind, ...]."""
 
     def share(stacked: Array, moe: bool) -> Array:
@@ -208,70 +197,23 @@ def _scanned(params: Params, per_moe_layer: Array | None, block: Block) -> tuple
     return stacks, None if per_moe_layer is None else share(per_moe_layer, True)
 
 
-def _members(kinds: tuple[bool, ...], stacks: dict[bool, Params]) -> Iterator[tuple[bool, Params, int]]:
+def members(kinds: tuple[bool, ...], stacks: dict[bool, Params]) -> Iterator[tuple[bool, Params, int]]:
     """(is it MoE, parameters, index among its kind) of every layer of one repetition."""
     for i, moe in enumerate(kinds):
         at = kinds[:i].count(moe)
         yield moe, jax.tree.map(itemgetter(at), stacks[moe]), at
 
 
-def _in_order(arrays: Sequence[Array]) -> Array:
+def in_order(arrays: Sequence[Array]) -> Array:
     """Each [repeats, ...], one for every layer of a block → [layers, ...] in the order of the layers."""
     stacked = jnp.stack(arrays, axis=1)
     return stacked.reshape(-1, *stacked.shape[2:])
 
 
-def _routed(ids: list[Array], cfg: ModelConfig, shape: tuple[int, ...]) -> Array:
+def routed_experts(ids: list[Array], cfg: ModelConfig, shape: tuple[int, ...]) -> Array:
     """Expert ids [*shape, L, K] of blocks [L, *shape, K]."""
     none = jnp.zeros((0, *shape, cfg.num_experts_per_tok), jnp.int16)
     return jnp.moveaxis(jnp.concatenate([none, *ids]), 0, len(shape))
-
-
-def init_cache(cfg: ModelConfig, slots: int, max_len: int, dtype: jnp.dtype) -> Cache:
-    shape = (cfg.num_hidden_layers, slots, max_len, cfg.num_key_value_heads, cfg.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
-def decode(
-    params: Params,
-    cfg: ModelConfig,
-    cache: Cache,
-    tokens: Int[Array, " b"],
-    positions: Int[Array, " b"],
-    *,
-    compute_dtype: jnp.dtype = jnp.float32,
-) -> tuple[Float[Array, "b d"], Cache, Int[Array, "b l k"]]:
-    """One token in every slot: writes the cache at ``positions`` and attends to entries up to there."""
-    x = params["embed"]["weight"].astype(compute_dtype)[tokens][:, None]
-    mask = cache_mask(positions[:, None], cache.k.shape[2])
-    run = partial(_cached_layer, cfg, *rotation(positions[:, None], cfg), mask, positions)
-    ids = []
-    for block in blocks(cfg):
-        body = partial(_cached_block, run, block.kinds)
-        firsts = block.first + len(block.kinds) * jnp.arange(block.repeats)
-        scanned = (_scanned(params, None, block)[0], firsts)
-        (x, cache), block_ids = jax.lax.scan(body, (x, cache), scanned, length=block.repeats)
-        ids += [_in_order(block_ids)] if block_ids else []
-    hidden = rms_norm(x, params["norm"]["scale"], cfg.rms_norm_eps)
-    return hidden[:, 0], cache, _routed(ids, cfg, tokens.shape)
-
-
-def _cached_block(run, kinds, carry, scanned):
-    """The layers ``kinds`` once, the first of them layer ``first`` of the cache; expert ids of the MoE layers."""
-    (x, cache), (stacks, first) = carry, scanned
-    ids = []
-    for i, (moe, params, _) in enumerate(_members(kinds, stacks)):
-        x, cache, layer_ids = run(moe, params, x, cache, first + i)
-        ids += [layer_ids] if moe else []
-    return (x, cache), ids
-
-
-def _cached_layer(cfg, cos, sin, mask, positions, moe, params, x, cache, index):
-    layer = _layer(cfg, moe, params)
-    normed = layer.input_norm(x)
-    attended, *kv = layer.attention.cached(normed, cos, sin, mask, cache.k, cache.v, index, positions)
-    x, ids = layer.feed_forward(x + attended, None, LOCAL.experts)
-    return x, Cache(*kv), None if ids is None else ids[:, 0]
 
 
 def logits(params: Params, cfg: ModelConfig, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:

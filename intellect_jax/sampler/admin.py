@@ -26,7 +26,7 @@ from intellect_jax.types import Version
 def routes() -> list[web.RouteDef]:
     return [
         web.post("/init_weight_transfer_engine", _accept),
-        web.post("/reset_prefix_cache", _accept),  # this engine keeps no prefixes
+        web.post("/reset_prefix_cache", _accept),  # every new version does
         web.post("/collective_rpc", _rpc),
         web.post("/pause", _pause),
         web.post("/start_weight_update", _start),

@@ -4,6 +4,7 @@ One thread owns the device and all state; other threads post calls to it and get
 decoding it runs those calls, drops cancelled requests and admits waiting ones. Prefilling computes keys and values of
 all tokens but the last; decoding processes the last one and samples. So every sampled token's logits come from the
 weights that are installed when it is sampled, and recomputing a running request under new weights is prefilling again.
+A request that finds no page for its next token waits again (the youngest does), and goes on by prefilling again too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ import jax
 import numpy as np
 
 from intellect_jax.models.transformer import Params
-from intellect_jax.sampler.batches import prefill_batches
 from intellect_jax.sampler.mailbox import EngineStopped, Mailbox, settle
 from intellect_jax.sampler.programs import Programs
 from intellect_jax.sampler.requests import Request
-from intellect_jax.sampler.slots import SlotTable
+from intellect_jax.sampler.seats import Seats
 from intellect_jax.types import Version
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,9 @@ class Stats:
     updates: int  # versions installed
     update_seconds: float  # of the latest installation, recomputation included
     paused: bool
+    pages: int  # of the cache, that running requests have
+    reused: int  # prompt tokens since start that were there already, computed for another request
+    preempted: int  # times that a request had to wait again for want of pages
 
 
 class Engine:
@@ -70,14 +73,14 @@ class Engine:
         self._on_update = on_update
         self._warm_params = warm_params
         self._on_warm = on_warm
-        self._table = SlotTable(programs.shapes.slots)
+        self._seats = Seats(programs.shapes)
         self._waiting: deque[Request] = deque()
         self._held_back = 0  # rounds
         self._gate: Literal["open", "draining", "paused"] = "open"
         self._drained: list[Future[None]] = []
         self._params: Params | None = None
         self._version: Version | None = None
-        self._generated = self._updates = 0
+        self._generated = self._updates = self._preempted = 0
         self._update_seconds = 0.0
         self._mailbox = Mailbox()
         self._stopping = threading.Event()
@@ -116,12 +119,15 @@ class Engine:
     def stats(self) -> Stats:
         return Stats(
             self._generated,
-            len(self._table.running),
+            len(self._seats.running),
             len(self._waiting),
             self._version,
             self._updates,
             self._update_seconds,
             self._gate == "paused",
+            self._seats.pool.used,
+            self._seats.pool.hits * self._seats.pool.size,
+            self._preempted,
         )
 
     def _call(self, function: Callable[[], None]) -> Future[None]:
@@ -150,9 +156,10 @@ class Engine:
                 self._drop_cancelled()
                 if self._gate == "open" and self._params is not None:
                     self._admit()
-                if self._gate != "paused" and self._table.running:
+                if self._gate != "paused" and self._seats.running:
+                    self._make_room()
                     self._decode()
-                if self._gate == "draining" and not self._table.running:
+                if self._gate == "draining" and not self._seats.running:
                     self._drain_finished()
         except BaseException as error:
             log.exception("the engine failed")
@@ -174,81 +181,75 @@ class Engine:
     def _receive(self) -> None:
         """Runs what was posted; waits for it when there is nothing else to do."""
         waiting = self._waiting and self._params is not None
-        idle = self._gate == "paused" or not (self._table.running or waiting)
+        idle = self._gate == "paused" or not (self._seats.running or waiting)
         self._mailbox.run(wait=_IDLE_WAIT if idle else 0)
 
     def _drop_cancelled(self) -> None:
-        for slot, request in list(self._table.running.items()):
+        for slot, request in list(self._seats.running.items()):
             if request.future.cancelled():
-                self._table.leave(slot)
+                self._seats.leave(slot)
         if any(request.future.cancelled() for request in self._waiting):
             self._waiting = deque(r for r in self._waiting if not r.future.cancelled())
 
     def _admit(self) -> None:
         """Lets waiting requests join, several at a time: prefilling one by one costs more than a few idle slots."""
-        joining = min(len(self._waiting), self._table.free)
+        joining = min(len(self._waiting), self._seats.free)
         if joining == 0:
             return
-        few = joining * _WORTH_A_PREFILL < len(self._table.running)
+        few = joining * _WORTH_A_PREFILL < len(self._seats.running)
         if few and self._held_back < _HOLD_BACK:
             self._held_back += 1
             return
         self._held_back = 0
-        self._prefill([self._table.join(self._waiting.popleft()) for _ in range(joining)])
+        while self._waiting and self._seats.free and self._seats.join(self._waiting[0]):
+            self._waiting.popleft()
+        self._fill()
 
-    def _prefill(self, slots: list[int]) -> None:
-        requests = {slot: self._table.running[slot] for slot in slots}
-        for batch in prefill_batches(requests, self._programs.shapes):
-            self._cache, routed = self._programs.prefill(
-                self._params, self._cache, batch.tokens, batch.lengths, batch.row_of_slot
-            )
-            asking = [s for s in batch.slots if requests[s].params.return_routed_experts]
-            if asking:
-                routes = np.asarray(routed)
-                for slot in asking:
-                    row = batch.row_of_slot[slot]
-                    self._keep_routes(requests[slot], 0, routes[row, : batch.lengths[row]])
+    def _fill(self) -> None:
+        plan = self._seats.fill()
+        for batch in plan.batches:
+            self._cache = self._programs.prefill(self._params, self._cache, batch)
+        self._cache = self._programs.copy(self._cache, plan.copies)
+
+    def _make_room(self) -> None:
+        """Until every running request has pages for a round."""
+        while (slot := self._seats.without_room()) is not None:
+            self._waiting.appendleft(self._end(slot))
+            self._preempted += 1
 
     def _decode(self) -> None:
         """One round: every running request gains up to ``decode_steps`` tokens."""
         assert self._version is not None
-        inputs = self._table.leading_inputs(self._programs.shapes.slot_buckets)
-        positions = inputs.positions.copy()
-        self._cache, decoded = self._programs.decode(self._params, self._cache, inputs)
-        tokens, logprobs, routed = jax.device_get(decoded)
-        tokens, logprobs = tokens.T.tolist(), logprobs.T.tolist()
-        for slot, request in list(self._table.running.items()):
-            taken = self._table.advance(slot, tokens[slot], logprobs[slot], self._version)
-            self._generated += taken
-            if request.params.return_routed_experts:
-                self._keep_routes(request, positions[slot], routed[:taken, slot])
+        self._cache, decoded = self._programs.decode(self._params, self._cache, *self._seats.inputs())
+        tokens, logprobs = (x.T.tolist() for x in jax.device_get(decoded))
+        for slot, request in list(self._seats.running.items()):
+            self._generated += self._seats.advance(slot, tokens[slot], logprobs[slot], self._version)
             if request.finish_reason:
-                settle(self._table.leave(slot).future, request)
+                settle(self._end(slot).future, request)
 
-    @staticmethod
-    def _keep_routes(request: Request, start: int, routes: np.ndarray) -> None:
-        if request.routed_experts is None:
-            length = len(request.prompt) + request.params.max_tokens - 1
-            request.routed_experts = np.zeros((length, *routes.shape[1:]), np.int16)
-        request.routed_experts[start : start + len(routes)] = routes
+    def _end(self, slot: int) -> Request:
+        """Takes a request out, with the experts of its tokens if it wants them."""
+        request = self._seats.running[slot]
+        if request.params.return_routed_experts and request.token_ids:
+            routes = np.asarray(self._programs.routes(self._cache, self._seats.table(slot)))
+            request.routed_experts = routes[: len(request.prompt) + len(request.token_ids) - 1]
+        return self._seats.leave(slot)
 
     def _install(self, params: Params, version: Version) -> None:
-        running = list(self._table.running)
+        running = len(self._seats.running)
         if self._on_update == "wait" and running:
-            raise UpdateRefused(f"{len(running)} requests are running and sampler.on_update is wait: pause first")
+            raise UpdateRefused(f"{running} requests are running and sampler.on_update is wait: pause first")
         started = time.monotonic()
-        self._params, self._version = params, version
+        self._params, self._version = self._programs.prepare(params), version
         if self._on_update == "reprefill":
-            self._prefill(running)
+            self._seats.rejoin()
+            self._fill()
             jax.block_until_ready(self._cache)
+        else:
+            self._seats.forget()
         self._updates += 1
         self._update_seconds = time.monotonic() - started
-        log.info(
-            "version %s installed under %d running requests in %.3f s",
-            version,
-            len(running),
-            self._update_seconds,
-        )
+        log.info("version %s installed under %d running requests in %.3f s", version, running, self._update_seconds)
 
     def _pause(self, mode: PauseMode, done: Future[None]) -> None:
         if mode == "wait" and self._gate != "paused":
@@ -271,7 +272,7 @@ class Engine:
         self._drained.clear()
 
     def _abort(self) -> None:
-        ended = [self._table.leave(slot) for slot in list(self._table.running)] + list(self._waiting)
+        ended = [self._end(slot) for slot in list(self._seats.running)] + list(self._waiting)
         self._waiting.clear()
         for request in ended:
             request.finish_reason = "abort"
@@ -280,7 +281,7 @@ class Engine:
     def _close(self) -> None:
         error = EngineStopped(f"the engine has stopped: {self.failure or 'it was asked to'}")
         self._mailbox.close(error)
-        for request in [*self._table.running.values(), *self._waiting]:
+        for request in [*self._seats.running.values(), *self._waiting]:
             settle(request.future, error=error)
         for done in self._drained:
             settle(done, error=error)

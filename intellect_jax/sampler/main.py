@@ -22,9 +22,10 @@ from intellect_jax.monitor.compilations import CompilationCounter
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.sampler import loading, server
 from intellect_jax.sampler.engine import Engine
-from intellect_jax.sampler.programs import Programs, Shapes
+from intellect_jax.sampler.programs import Programs
 from intellect_jax.sampler.protocol import Limits
 from intellect_jax.sampler.reader import Reader
+from intellect_jax.sampler.shapes import Shapes
 from intellect_jax.sampler.state import ServerState
 from intellect_jax.transport.relay.cache import folder_of
 from intellect_jax.transport.relay.intake import Intake
@@ -60,12 +61,13 @@ def make_state(config: ConfigDict, model: ModelConfig, tokenizer: Any, intake: I
     sampler = config.sampler
     compilations = CompilationCounter()
     warm_params = partial(loading.zeros, model, sampler.dtype)
-    engine = Engine(Programs(model, Shapes.from_config(sampler)), sampler.on_update, warm_params, compilations.warm)
+    shapes = Shapes.from_config(sampler)
+    engine = Engine(Programs(model, shapes), sampler.on_update, warm_params, compilations.warm)
     eos = None if tokenizer is None else tokenizer.eos_token_id
     return ServerState(
         engine=engine,
         limits=Limits(sampler.max_len, model.vocab_size, eos),
-        slots=sampler.slots,
+        pages=shapes.pages,
         tokenizer=tokenizer,
         model_name=config.run.name or config.model.family,
         reader=Reader(partial(loading.load, intake or Intake(), model=model, dtype=sampler.dtype)),

@@ -1,9 +1,8 @@
-"""The compiled programs of the engine: prefill of histories and decoding of all slots, over one key/value cache."""
+"""The compiled programs of the engine: prefill of histories and decoding of all slots, over one paged cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -11,49 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
-from intellect_jax.models import transformer
+from intellect_jax.models import paged, transformer
 from intellect_jax.models.config import ModelConfig
-from intellect_jax.models.transformer import Cache, Params
+from intellect_jax.models.paged import Cache, Rows
+from intellect_jax.models.transformer import Params
+from intellect_jax.sampler.batches import PrefillBatch, empty_batch
 from intellect_jax.sampler.sampling import sample
+from intellect_jax.sampler.shapes import Shapes
 from intellect_jax.sampler.slots import DecodeInputs, idle_inputs
 
-
-@dataclass(frozen=True)
-class Shapes:
-    """Everything static about the programs; lengths in tokens."""
-
-    slot_buckets: tuple[int, ...]  # leading slots that decode together; the largest is all of them
-    max_len: int
-    length_buckets: tuple[int, ...]  # the largest is max_len
-    row_buckets: tuple[int, ...]
-    decode_steps: int
-    dtype: str
-
-    @classmethod
-    def from_config(cls, sampler: ConfigDict) -> Shapes:
-        """From the ``sampler`` section: programs for full use, and for a quarter of the slots and prefill rows.
-
-        ``deterministic`` leaves one size of each: a row's bits do not depend on the other rows of a program, but they
-        do differ between programs.
-        """
-        slots, rows = (tuple(sorted({max(n // 4, 1), n})) for n in (sampler.slots, sampler.prefill_rows))
-        lengths = tuple(sampler.prefill_buckets)
-        if sampler.deterministic:
-            slots, rows, lengths = slots[-1:], rows[-1:], lengths[-1:]
-        return cls(slots, sampler.max_len, lengths, rows, sampler.decode_steps, sampler.dtype)
-
-    @property
-    def slots(self) -> int:
-        return self.slot_buckets[-1]
-
-    def prefill_shape(self, rows: int, length: int) -> tuple[int, int]:
-        """The smallest bucket that holds ``rows`` histories of at most ``length`` tokens."""
-        return (
-            next(b for b in self.row_buckets if b >= rows),
-            next(b for b in self.length_buckets if b >= length),
-        )
+COPIES = 64  # pages that one call copies
 
 
 class Decoded(NamedTuple):
@@ -61,85 +28,108 @@ class Decoded(NamedTuple):
 
     tokens: Int[Array, "n b"]
     logprobs: Float[Array, "n b"]
-    routed_experts: Int[Array, "n b l k"]  # int16, of the tokens that were processed
 
 
 class Programs:
-    """``prefill`` and ``decode`` take the cache and give it back: the one handed in is gone (donated)."""
+    """``prefill``, ``decode`` and ``copy`` take the cache and give it back: the one handed in is gone (donated).
 
-    def __init__(self, model: ModelConfig, shapes: Shapes):
+    Parameters are those that ``prepare`` made of the policy's tree.
+    """
+
+    def __init__(self, model: ModelConfig, shapes: Shapes, platform: str = ""):
+        """``platform``: what they are compiled for; empty: what JAX runs on."""
         self.model = model
         self.shapes = shapes
+        platform = platform or jax.default_backend()
+        self.prepare = partial(_apart, model) if platform == "cpu" else lambda params: params
+        kernel = platform == "tpu"
         self.prefill = partial(_prefill, model, shapes.dtype)
-        self.decode = partial(_decode, model, shapes)
+        self.decode = partial(_decode, model, shapes, kernel)
+        self.routes = _routes
 
     def new_cache(self) -> Cache:
-        return transformer.init_cache(self.model, self.shapes.slots, self.shapes.max_len, jnp.dtype(self.shapes.dtype))
+        shapes = self.shapes
+        return paged.init_cache(self.model, shapes.pages + 1, shapes.page_size, jnp.dtype(shapes.dtype))
+
+    def copy(self, cache: Cache, pages: list[tuple[int, int]]) -> Cache:
+        """Copies pages (source, target); no target is a source, too."""
+        for first in range(0, len(pages), COPIES):
+            part = np.zeros((COPIES, 2), np.int32)
+            part[: len(pages[first : first + COPIES])] = pages[first : first + COPIES]
+            cache = _copy(cache, *part.T)
+        return cache
 
     def warm_up(self, params: Params, cache: Cache) -> Iterator[Cache]:
         """Compiles every program that can ever run, yielding the cache after each."""
-        slots = self.shapes.slots
-        for rows in self.shapes.row_buckets:
-            for length in self.shapes.length_buckets:
-                tokens, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-                cache, _ = self.prefill(params, cache, tokens, lengths, np.full(slots, -1, np.int32))
+        shapes = self.shapes
+        params = self.prepare(params)
+        for rows in shapes.row_buckets:
+            for length in shapes.length_buckets:
+                for width in shapes.prefill_widths(length):
+                    cache = self.prefill(params, cache, empty_batch(rows, length, width))
+                    yield cache
+        for count in shapes.slot_buckets:
+            for width in shapes.width_buckets:
+                tables = np.zeros((count, width), np.int32)
+                cache, decoded = self.decode(params, cache, idle_inputs(count), tables)
+                jax.block_until_ready(decoded)
                 yield cache
-        for count in self.shapes.slot_buckets:
-            cache, decoded = self.decode(params, cache, idle_inputs(count))
-            jax.block_until_ready(decoded)
-            yield cache
+        cache = self.copy(cache, [(0, 0)])
+        jax.block_until_ready(self.routes(cache, np.zeros(shapes.width, np.int32)))
+        yield cache
+
+
+@partial(jax.jit, static_argnames="model")
+def _apart(model: ModelConfig, params: Params) -> Params:
+    return paged.apart(params, model)
 
 
 @partial(jax.jit, static_argnames=("model", "dtype"), donate_argnames="cache")
-def _prefill(
+def _prefill(model: ModelConfig, dtype: str, params: Params, cache: Cache, batch: PrefillBatch) -> Cache:
+    """Keys, values and experts of R parts of histories, whose earlier parts are there or in the same batch."""
+    steps = jnp.arange(batch.tokens.shape[1])
+    positions = jnp.asarray(batch.starts)[:, None] + steps
+    real = steps < jnp.asarray(batch.lengths)[:, None]
+    rows = Rows(jnp.asarray(batch.tokens), positions, real, jnp.asarray(batch.tables))
+    return paged.extend(params, model, cache, rows, compute_dtype=jnp.dtype(dtype))[1]
+
+
+@partial(jax.jit, static_argnames=("model", "shapes", "kernel"), donate_argnames="cache")
+def _decode(
     model: ModelConfig,
-    dtype: str,
+    shapes: Shapes,
+    kernel: bool,
     params: Params,
     cache: Cache,
-    tokens: Int[Array, "r s"],
-    lengths: Int[Array, " r"],
-    row_of_slot: Int[Array, " b"],
-) -> tuple[Cache, Int[Array, "r s l k"]]:
-    """Keys and values of R histories, written to every slot that names one of the rows; -1 leaves a slot alone.
-
-    Several slots may name one row: equal prompts are computed once. Also the experts chosen, int16.
-    """
-    rows, length = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    out = transformer.forward(
-        params, model, tokens, positions, segment_ids, compute_dtype=jnp.dtype(dtype), keep_kv=True
-    )
-    assert out.kv is not None
-    named = (row_of_slot >= 0)[None, :, None, None, None]
-
-    def write(old: Array, new: Array) -> Array:
-        chosen = jnp.where(named, new[:, row_of_slot].astype(old.dtype), old[:, :, :length])
-        return old.at[:, :, :length].set(chosen)
-
-    return Cache(write(cache.k, out.kv[0]), write(cache.v, out.kv[1])), out.routed_experts
-
-
-@partial(jax.jit, static_argnames=("model", "shapes"), donate_argnames="cache")
-def _decode(model: ModelConfig, shapes: Shapes, params: Params, cache: Cache, inputs: DecodeInputs):
-    """Processes the last token of the leading slots and samples the next, ``decode_steps`` times in a row.
-
-    Returns the cache and Decoded; as many slots take part as ``inputs`` has rows.
-    """
-    count = inputs.tokens.shape[0]
+    inputs: DecodeInputs,
+    tables: Int[Array, "b n"],
+) -> tuple[Cache, Decoded]:
+    """Processes the last token of the leading slots and samples the next, ``decode_steps`` times in a row."""
     seeds, temperature, top_p = (jnp.asarray(x) for x in (inputs.seeds, inputs.temperature, inputs.top_p))
+    tables, dtype = jnp.asarray(tables), jnp.dtype(shapes.dtype)
 
     def step(carry, _):
         cache, tokens, positions = carry
-        hidden, cache, routed = transformer.decode(
-            params, model, cache, tokens, positions, compute_dtype=jnp.dtype(shapes.dtype)
-        )
-        logits = transformer.logits(params, model, hidden)
+        rows = Rows(tokens[:, None], positions[:, None], jnp.ones_like(positions, bool)[:, None], tables)
+        hidden, cache = paged.extend(params, model, cache, rows, compute_dtype=dtype, kernel=kernel)
+        logits = transformer.logits(params, model, hidden[:, 0])
         tokens, logprobs = sample(logits, seeds, positions + 1, temperature, top_p)
-        # A slot whose request stopped within this round goes on to the end; what it makes is thrown away.
+        # A slot whose request stopped within this round goes on to the end; what it makes is thrown away, and lies in
+        # no page that others read: those were full before.
         after = jnp.minimum(positions + 1, shapes.max_len - 1)
-        return (cache, tokens, after), Decoded(tokens, logprobs, routed)
+        return (cache, tokens, after), Decoded(tokens, logprobs)
 
-    start = (Cache(*(x[:, :count] for x in cache)), inputs.tokens, inputs.positions)
-    (part, _, _), decoded = jax.lax.scan(step, start, length=shapes.decode_steps)
-    return Cache(*(x.at[:, :count].set(new) for x, new in zip(cache, part, strict=True))), decoded
+    start = (cache, jnp.asarray(inputs.tokens), jnp.asarray(inputs.positions))
+    (cache, _, _), decoded = jax.lax.scan(step, start, length=shapes.decode_steps)
+    return cache, decoded
+
+
+@partial(jax.jit, donate_argnames="cache")
+def _copy(cache: Cache, sources: Int[Array, " i"], targets: Int[Array, " i"]) -> Cache:
+    return paged.copy_pages(cache, sources, targets)
+
+
+@jax.jit
+def _routes(cache: Cache, table: Int[Array, " n"]) -> Int[Array, "t l e"]:
+    """Experts of the tokens in a table's pages, int16."""
+    return cache.routed[table].reshape(-1, *cache.routed.shape[2:])

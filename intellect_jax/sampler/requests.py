@@ -48,8 +48,8 @@ class Request:
     """``prompt`` has at least one token. ``future`` resolves to this request once ``finish_reason`` is set; cancelling
     it makes the engine drop the request. ``on_chunk`` is called from the engine's thread and must not block.
 
-    ``routed_experts``: int16 [len(prompt) + max_tokens - 1, L, K], filled for the tokens processed so far; None when
-    not asked for.
+    ``routed_experts``: int16 [processed tokens, L, K], there once the request has left the engine: all but the last of
+    prompt and answer. None when not asked for, or when nothing was generated.
     """
 
     prompt: list[int]

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class ServerState:
     engine: Engine
     limits: Limits
-    slots: int  # requests that the cache holds, each of up to limits.max_len tokens
+    pages: int  # of the KV cache
     tokenizer: Any  # None: the text routes are refused
     model_name: str
     reader: Reader
@@ -37,7 +37,6 @@ class ServerState:
     admin_token: str = ""  # empty: administration from this machine only
     staged: tuple[Params, Version] | None = None  # verified and on the device, not installed
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
-    unfinished: dict[int, Request] = field(default_factory=dict)  # by id(): those that the engine has, in any thread
 
 
 STATE = web.AppKey("state", ServerState)
@@ -55,20 +54,12 @@ def submit(state: ServerState, request: Request) -> None:
     """Hands the request to the engine; raises EngineStopped, and Unavailable while there is no policy."""
     if state.engine.stats().version is None:
         raise Unavailable("no weights yet", "no_weights")
-    state.unfinished[id(request)] = request
-    request.future.add_done_callback(lambda _: state.unfinished.pop(id(request), None))
     state.engine.submit(request)
 
 
 def cache_usage(state: ServerState) -> float:
-    """Share of the KV cache's positions that hold a token.
-
-    A slot has all that its request can need, so that a full fleet of slots is no danger, other than in vLLM: this only
-    nears 1 where all requests near ``max_len``.
-    """
-    room, running = state.limits.max_len, state.engine.stats().running
-    tokens = sum(len(request.prompt) + len(request.token_ids) for request in list(state.unfinished.values()))
-    return min(tokens, running * room) / (state.slots * room)  # those that wait for a slot have tokens, too
+    """Share of the KV cache's pages that running requests have."""
+    return state.engine.stats().pages / state.pages
 
 
 async def complete(state: ServerState, request: Request) -> Request:

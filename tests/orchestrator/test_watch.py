@@ -155,7 +155,7 @@ def test_a_real_server_tells_its_load_under_vllms_names(tmp_path):
             loaded = await fleet._wire.stats(server, 5)
             for each in busy:
                 each.cancel()
-            await until(lambda: not state.unfinished)
+            await until(lambda: state.engine.stats().running + state.engine.stats().waiting == 0)
             return idle, loaded
 
     with running(config) as state:

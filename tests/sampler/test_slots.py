@@ -1,19 +1,14 @@
-"""Requests take sampled tokens up to their end; slots are told what to process next; prefill batches share work."""
+"""Requests take sampled tokens up to their end; slots are told what to process next."""
 
 import numpy as np
 import pytest
 
-from intellect_jax.sampler.batches import prefill_batches
-from intellect_jax.sampler.programs import Shapes
 from intellect_jax.sampler.requests import Span
 from intellect_jax.sampler.slots import SlotTable
 from intellect_jax.types import Version
 from tests.samplers import request
 
 V1, V2 = Version(0, 1), Version(0, 2)
-SHAPES = Shapes(
-    slot_buckets=(2, 8), max_len=16, length_buckets=(4, 16), row_buckets=(1, 3), decode_steps=1, dtype="float32"
-)
 
 
 def test_tokens_after_a_stop_token_are_thrown_away():
@@ -84,26 +79,3 @@ def test_few_requests_decode_in_the_smallest_program_that_holds_them():
     assert table.leading_inputs((2, 8)).tokens.tolist() == [11, 12, 13, 0, 0, 0, 0, 0]
     table.leave(2)
     assert table.leading_inputs((2, 8)).tokens.tolist() == [11, 12]
-
-
-def test_prefill_leaves_out_the_last_token_and_shares_equal_histories():
-    requests = {0: request([1, 2, 3]), 3: request([1, 2, 9]), 5: request([7] * 6), 6: request([4])}
-    (batch,) = prefill_batches(requests, SHAPES)
-    assert batch.tokens.shape == (3, 16)
-    assert batch.row_of_slot.tolist() == [0, -1, -1, 0, -1, 1, -1, -1]
-    assert batch.tokens[0, :3].tolist() == [1, 2, 0] and batch.tokens[1, :6].tolist() == [7] * 5 + [0]
-    assert batch.lengths.tolist() == [2, 5, 0]
-    assert sorted(batch.slots) == [0, 3, 5]
-
-
-def test_prefill_batches_take_the_smallest_buckets_that_hold_them():
-    requests = {slot: request([slot] * (3 if slot < 3 else 9)) for slot in range(4)}
-    batches = list(prefill_batches(requests, SHAPES))
-    assert [b.tokens.shape for b in batches] == [(3, 4), (1, 16)]
-
-
-def test_prefill_covers_what_a_running_request_has_generated():
-    r = request([1, 2], max_tokens=9)
-    r.extend([5, 6], [-1.0, -1.0], V1)
-    (batch,) = prefill_batches({2: r}, SHAPES)
-    assert batch.tokens[0].tolist() == [1, 2, 5, 0] and batch.lengths[0] == 3

@@ -1,4 +1,4 @@
-"""Attention by all scores at once: the reference, and what a key/value cache needs; softmax in float32.
+"""Attention by all scores at once: the reference; softmax in float32.
 
 Shape suffixes: B batch, S queries, T keys, K key/value heads, G query heads per key/value head, C head width.
 """
@@ -18,11 +18,6 @@ def packed_mask(segment_ids: Int[Array, "b s"], positions: Int[Array, "b s"]) ->
     """
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return jnp.logical_and(same, positions[:, :, None] >= positions[:, None, :])
-
-
-def cache_mask(positions: Int[Array, "b s"], max_len: int) -> Bool[Array, "b s t"]:
-    """True on the cache entries that a query at ``positions`` may see: its own and all before it."""
-    return jnp.arange(max_len)[None, None, :] <= positions[:, :, None]
 
 
 def packed_attention(
