@@ -150,7 +150,7 @@ def test_a_real_server_tells_its_load_under_vllms_names(tmp_path):
             (server,) = fleet._servers.all
             idle = await fleet._wire.stats(server, 5)
             await asyncio.gather(*(fleet.generate([5] * 10, {"max_tokens": 30}, None) for _ in range(3)))
-            busy = [asyncio.ensure_future(fleet.generate([5] * 100, {"max_tokens": 150}, None)) for _ in range(11)]
+            busy = [asyncio.ensure_future(fleet.generate([3 + i] * 100, {"max_tokens": 150}, None)) for i in range(11)]
             await until(lambda: state.engine.stats().running == 8)
             loaded = await fleet._wire.stats(server, 5)
             for each in busy:
