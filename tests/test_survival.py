@@ -135,27 +135,32 @@ def test_a_sampler_that_freezes_is_named_and_started_again(tmp_path, begin):
 
 
 def test_a_sampler_joins_a_run_works_for_it_and_is_killed(tmp_path, begin):
-    run_dir, steps = tmp_path / "run", 60
-    process = begin(run_dir, *SMALL, f"--config.trainer.max_steps={steps}", "--config.checkpoint.every=30")
-    at_step(run_dir, 1)
-    log = run_dir / "logs" / "orchestrator.log"
+    run_dir = tmp_path / "run"
+    log, endless = run_dir / "logs" / "orchestrator.log", "--config.trainer.max_steps=2000"
+    process = begin(run_dir, *SMALL, endless)
+    wait_for(log.exists, "start", TIMEOUT)
     joined = subprocess.Popen([sys.executable, "-m", "launch", "sampler", f"--join={run_dir}"], cwd=ROOT)
     try:
-        wait_for(lambda: "joined the fleet with version" in log.read_text(), "word of the one that joined", TIMEOUT)
-        wait_for(lambda: made_by("sampler-100", run_dir) > 200, "tokens of the one that joined", TIMEOUT)
+        wait_for(lambda: "joined the fleet" in log.read_text(), "word of the one that joined", TIMEOUT)
+        wait_for(lambda: highest("tokens/generated", "sampler-100", run_dir) > 200, "tokens that it made", TIMEOUT)
+        wait_for(lambda: highest("fleet/healthy", "orchestrator", run_dir) == 2, "a batch of two samplers", TIMEOUT)
     finally:
         joined.kill()
         joined.wait(10)
     wait_for(lambda: "left the fleet" in log.read_text(), "word of the one that left", 20)
+    at_step(run_dir, steps_done(run_dir) + 3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 1, said(run_dir)[-3000:]
+    steps = steps_done(run_dir) + 2
+    process = begin(run_dir, *SMALL, f"--config.trainer.max_steps={steps}")
     assert process.wait(TIMEOUT) == 0, said(run_dir)[-3000:]
     assert complaints(read_books(run_dir), steps) == []
-    assert max(row["fleet/healthy"] for row in surviving(read_metrics(run_dir), "trainer")) == 2
     assert not [row for row in read_metrics(run_dir) if row.get("rollouts/dropped_error")]
 
 
-def made_by(role, run_dir):
-    """Tokens that a sampler has generated."""
-    return max((row["tokens/generated"] for row in read_metrics(run_dir) if row["role"] == role), default=0)
+def highest(name, role, run_dir):
+    """Of a metric's values in a role's rows."""
+    return max((row.get(name, 0) for row in read_metrics(run_dir) if row["role"] == role), default=0)
 
 
 @pytest.mark.slow

@@ -31,11 +31,11 @@ class Stats:
 
 
 def parse(text: str) -> Stats:
-    """Raises ValueError when something is missing."""
+    """Raises ValueError when something is missing, or no number."""
     sums: dict[str, float] = {}
     for line in text.splitlines():
         if not line.startswith("#") and line.strip():
-            name, value = line.split("{")[0].split(" ")[0], line.rsplit(" ", 1)[1]
+            name, value = line.split("{")[0].split(" ")[0], line.rpartition(" ")[2]
             sums[name] = sums.get(name, 0.0) + float(value)
     missing = [name for name in NAMES.values() if name not in sums]
     if missing:

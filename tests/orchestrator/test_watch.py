@@ -116,7 +116,7 @@ def test_what_a_lost_server_holds_is_tried_elsewhere(tmp_path):
     asyncio.run(scenario())
 
 
-def test_the_limit_follows_what_a_server_tells_and_stays_when_it_tells_nothing(tmp_path):
+def test_the_limit_follows_what_a_server_tells_and_stays_when_it_tells_nothing(tmp_path, told):
     async def scenario():
         standin = StandIn(metrics=METRICS.format(running=8, waiting=0, cache=0.99))
         async with standing_in(standin) as urls:
@@ -138,6 +138,7 @@ def test_the_limit_follows_what_a_server_tells_and_stays_when_it_tells_nothing(t
                 raise AssertionError(limit())
 
     asyncio.run(scenario())
+    assert not told("looking at")
 
 
 def test_a_real_server_tells_its_load_under_vllms_names(tmp_path):
