@@ -188,8 +188,10 @@ def test_a_small_disk_makes_room_out_of_old_versions(origin, store, tmp_path):
         assert digest(one.mirror.tensors) == digest(other)
         assert one._cache.versions() == [V1]
         store.publish(Version(0, 2), policy(12).items())
+        before = one.fetcher.received[""]
         with pytest.raises(WeightError, match="No space left on device"):
             advance(one, origin, Version(0, 2))
+        assert one.fetcher.received[""] == before  # it was known before anything was fetched
         assert one.mirror.version == V1 and digest(one.mirror.tensors) == digest(other)
         assert not list((disk / "cache").glob(".v*"))
     finally:
