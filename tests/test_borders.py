@@ -16,6 +16,8 @@ WITHOUT_JAX = (
     "intellect_jax.sampler.vllm_server.main",
     "intellect_jax.transport.batches",
     "intellect_jax.transport.weights",
+    "intellect_jax.transport.relay.intake",
+    "intellect_jax.transport.relay.serve",
     "intellect_jax.data.packing",
     "intellect_jax.data.chat",
     "intellect_jax.bridge.tokenizer",

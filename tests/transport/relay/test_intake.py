@@ -14,6 +14,7 @@ import pytest
 from intellect_jax.transport.reading import WeightError
 from intellect_jax.transport.relay import download, parcel
 from intellect_jax.transport.relay.cache import Cache
+from intellect_jax.transport.relay.client import call
 from intellect_jax.transport.relay.intake import Intake
 from intellect_jax.transport.relay.parcel import Parcel, describe
 from intellect_jax.transport.relay.server import Server
@@ -188,8 +189,10 @@ def test_a_small_disk_makes_room_out_of_old_versions(origin, store, tmp_path):
         assert digest(one.mirror.tensors) == digest(other)
         assert one._cache.versions() == [V1]
         store.publish(Version(0, 2), policy(12).items())
+        before = one.fetcher.received[""]
         with pytest.raises(WeightError, match="No space left on device"):
             advance(one, origin, Version(0, 2))
+        assert one.fetcher.received[""] == before  # it was known before anything was fetched
         assert one.mirror.version == V1 and digest(one.mirror.tensors) == digest(other)
         assert not list((disk / "cache").glob(".v*"))
     finally:
@@ -263,6 +266,12 @@ def test_several_readers_of_one_machine_share_a_cache(origin, store, tmp_path):
     assert sum(rank.fetcher.received[""] for rank in ranks) == nbytes(store.folder / "v0-0")
     for rank in ranks:
         rank.close()
+
+
+def test_the_origin_hears_that_all_came(make, origin, monkeypatch):
+    monkeypatch.setattr(download, "STREAMS", 1)  # so that no other stream says it by chance
+    advance(make(), origin)
+    assert call(origin[1], "/versions", "")["readers"] == 1
 
 
 def test_the_cache_stays_small(make, origin, store, tmp_path):
