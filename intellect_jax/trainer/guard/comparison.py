@@ -83,11 +83,12 @@ def mixed(segments: np.ndarray, staleness: np.ndarray) -> np.ndarray:
     return (most > least)[rows, flat].reshape(segments.shape)
 
 
-def comparable(arrays: dict[str, np.ndarray], kept_cache: bool) -> np.ndarray:
+def comparable(arrays: dict[str, np.ndarray], kept_cache: bool, lag: int = 0) -> np.ndarray:
     """Bool [..., R, S]: tokens of a packed batch on which both sides must agree.
 
-    Those of the loss that the trainer's own version wrote. ``kept_cache``: the sampler's cache survives an update, by
-    choice (``sampler.on_update="keep_kv"``), so that tokens after one in their segment are exact for no version.
+    Those of the loss that the trainer's own version wrote, or the one ``lag`` versions before it. ``kept_cache``: the
+    sampler's cache survives an update, by choice (``sampler.on_update="keep_kv"``), so that tokens after one in their
+    segment are exact for no version.
     """
-    fresh = arrays["loss_mask"] & (arrays["staleness"] == 0)
-    return fresh & ~mixed(arrays["segment_ids"], arrays["staleness"]) if kept_cache else fresh
+    written = arrays["loss_mask"] & (arrays["staleness"] == lag)
+    return written & ~mixed(arrays["segment_ids"], arrays["staleness"]) if kept_cache else written

@@ -2,8 +2,9 @@
 
 Only where they hold the same weights can that be asked: for tokens of the version that the trainer holds. All of a
 trainer's first batch are such, since it starts a new lineage; later on those of rollouts that end under the newest
-version. So the first batch is looked at before its step is taken, then one microbatch of a batch every ``guard.every``
-steps, and at once when the sums that every step makes look bad.
+version. Where those are too few, as in an asynchronous run, the version that wrote most of a batch is read back from
+the weight store, as the sampler read it. So the first batch is looked at before its step is taken, then one microbatch
+of a batch every ``guard.every`` steps, and at once when the sums that every step makes look bad.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import math
 from pathlib import Path
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.tokenizer import load_tokenizer
@@ -21,11 +24,12 @@ from intellect_jax.models.transformer import Params
 from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.processes import gathered, is_first, meet
 from intellect_jax.trainer.guard import story
-from intellect_jax.trainer.guard.again import Replay
+from intellect_jax.trainer.guard.again import Replay, read_back
 from intellect_jax.trainer.guard.comparison import comparable
 from intellect_jax.trainer.guard.programs import Programs
 from intellect_jax.trainer.guard.suspects import Circumstances, suspects
 from intellect_jax.trainer.setup import Trainer
+from intellect_jax.transport.reading import WeightError
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import PackedBatch, Version
 
@@ -51,6 +55,9 @@ class Guard:
         self._programs = programs or Programs(trainer)
         self.bound = bound(config)
         self._kept_cache = config.sampler.on_update == "keep_kv"
+        self._store = WeightStore(run_dir / "weights", config.weights.keep)
+        # Each of several processes would read, and hold in memory, all of a version; adapters are published merged.
+        self._reads_back = jax.process_count() == 1 and not config.lora.rank
         self._due = 0  # the step before which the next check is to be
         self._missed = 0  # batches in a row that were due and had too few tokens
         self._warned = False
@@ -69,11 +76,13 @@ class Guard:
         """
         if not self._enabled or batch.step < self._due:
             return {}
+        watchdog.progress(f"checking log-probabilities before step {batch.step}")
         micro, count = self._choose(batch)
+        if micro is None and self._reads_back:
+            micro, count, params, version = self._look_back(batch, params, version)
         if micro is None:
             self._miss()
             return {}
-        watchdog.progress(f"checking log-probabilities before step {batch.step}")
         arrays = self._programs.place(micro)
         found = self._programs.distance(params, arrays)
         # Not a number is never below a bound.
@@ -89,12 +98,30 @@ class Guard:
         if not self._kept_cache and not math.sqrt(2 * max(fresh_kl_sum, 0.0) / max(fresh, 1)) <= ALARM * self.bound:
             self._due = step + 1
 
-    def _choose(self, batch: PackedBatch) -> tuple[PackedBatch | None, int]:
+    def _look_back(
+        self, batch: PackedBatch, params: Params, version: Version
+    ) -> tuple[PackedBatch | None, int, Params, Version]:
+        """:meth:`_choose` for the version that wrote most of the batch, and its parameters, where both can be had."""
+        lags = batch.arrays["staleness"][batch.arrays["loss_mask"] & (batch.arrays["staleness"] > 0)]
+        lag = int(np.bincount(lags).argmax()) if lags.size else 0
+        micro, count = self._choose(batch, lag)
+        older = Version(version.lineage, version.number - lag)
+        if micro is None:
+            return None, count, params, version
+        try:
+            return micro, count, read_back(self._trainer, self._store, older), older
+        except WeightError as error:
+            log.info("version %s cannot be compared with the sampler's any more: %s", older, error)
+            return None, count, params, version
+
+    def _choose(self, batch: PackedBatch, lag: int = 0) -> tuple[PackedBatch | None, int]:
         """The microbatch with the most tokens to compare, ``loss_mask`` being these, and how many tokens they are.
+
+        ``lag``: of the version so many before the trainer's.
 
         None where there are too few. The first process chooses; each has its part of every microbatch.
         """
-        fresh = comparable(batch.arrays, self._kept_cache)
+        fresh = comparable(batch.arrays, self._kept_cache, lag)
         counts = fresh.sum(axis=(1, 2))
         at = int(gathered([int(counts.argmax())])[0, 0])
         counted = int(counts[at]) if self._trainer.share.counts else 0
@@ -110,8 +137,8 @@ class Guard:
         if self._missed == PATIENCE and not self._warned:
             self._warned = True
             log.warning(
-                "no batch of the last %d had %d tokens of the newest version: the guard cannot compare trainer and "
-                "sampler, see guard/tokens; lower orchestrator.queue_size or max_inflight_groups",
+                "no batch of the last %d had %d tokens of a version that is at hand: the guard cannot compare trainer "
+                "and sampler, see guard/tokens; lower orchestrator.queue_size or max_inflight_groups",
                 PATIENCE,
                 ENOUGH,
             )
@@ -122,12 +149,11 @@ class Guard:
         log.error("trainer and sampler differ before step %d: finding out why", micro.step)
         arrays = self._programs.place(micro)
         seen = self._programs.compare(params, arrays)
-        store = WeightStore(self._run_dir / "weights", self._trainer.config.weights.keep)
         tokenizer = load_tokenizer(self._run_dir / "tokenizer")
         known = circumstances(
             self._trainer.config, self._trainer.cfg, version, tuple(self._passed), len(tokenizer), self.bound
         )
-        again = Replay(self._trainer, self._programs, params, arrays, store).again(version)
+        again = Replay(self._trainer, self._programs, params, arrays, self._store, version).again()
         found = suspects(seen, again, known)
         file = self._run_dir / story.FILE
         if is_first():

@@ -182,7 +182,21 @@ def test_checks_come_before_the_first_step_then_every_so_often_and_at_once_after
     assert checked == [1, 6, 9, 14]
 
 
-def test_a_run_without_fresh_tokens_is_told_once_that_nothing_is_compared(tmp_path, caplog):
+def test_tokens_of_an_older_version_are_compared_with_that_version(tmp_path):
+    made, params = guard(tmp_path / "right", {V0: BEFORE, V1: NOW}), on_device(NOW)
+    stale = np.ones_like(answers())
+    compilations = CompilationCounter()
+    compilations.warm()
+    row = made.check(params, batch(answers(), logprobs(BEFORE, answers()), step=2, stale=stale), V1)
+    assert row["guard/error"] < 1e-5 and row["guard/tokens"] > 300 and compilations.after_warmup == 0
+    made = guard(tmp_path / "wrong", {V0: BEFORE, V1: NOW})
+    wrong = batch(answers(), logprobs(with_wrong_expert(BEFORE, 1, 3), answers()), step=2, stale=stale)
+    with pytest.raises(Hopeless, match=r"of version 0\.0"):
+        made.check(params, wrong, V1)
+    assert findings(tmp_path / "wrong")["suspects"][0]["name"] == "experts"
+
+
+def test_a_run_without_versions_to_compare_is_told_once_that_nothing_is_compared(tmp_path, caplog):
     made, params = guard(tmp_path, {}), on_device(NOW)
     wrong = batch(answers(), logprobs(BEFORE, answers()), step=2, stale=np.ones_like(answers()))
     with caplog.at_level(logging.WARNING):
