@@ -62,7 +62,7 @@ class Model:
 
 MODELS = {
     "demo": Model("demo", prompt=20, answer=16, requests=8, decode_steps=1),
-    "smollm2": Model("smollm2", prompt=32, answer=32, requests=2, decode_steps=2),
+    "smollm2": Model("smollm2", prompt=32, answer=32, requests=1, decode_steps=2),
     "toy": Model("toy", prompt=20, answer=12, requests=2, decode_steps=1),
 }
 

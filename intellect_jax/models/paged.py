@@ -105,8 +105,9 @@ def _layer(cfg, kernel, rotations, rows, pages, offsets, count, moe, params, x, 
     layer = transformer.build_layer(cfg, moe, params)
     q, new_k, new_v = layer.attention.qkv(layer.input_norm(x), *rotations)
     first = index * count
+    heads = jnp.arange(k.shape[0])[:, None, None]  # as indices: for a slice a TPU's compiler copies the whole cache
     k, v = (
-        old.at[:, first + pages, offsets].set(jnp.moveaxis(new, 2, 0).astype(old.dtype))
+        old.at[heads, first + pages, offsets].set(jnp.moveaxis(new, 2, 0).astype(old.dtype))
         for old, new in ((k, new_k), (v, new_v))
     )
     attended = paged.attention(q, k, v, first + rows.tables, rows.positions, kernel)

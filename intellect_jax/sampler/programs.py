@@ -132,4 +132,4 @@ def _copy(cache: Cache, sources: Int[Array, " i"], targets: Int[Array, " i"]) ->
 @jax.jit
 def _routes(cache: Cache, table: Int[Array, " n"]) -> Int[Array, "t l e"]:
     """Experts of the tokens in a table's pages, int16."""
-    return cache.routed[table].reshape(-1, *cache.routed.shape[2:])
+    return jax.lax.collapse(cache.routed[table], 0, 2)  # of a dense policy it is empty, and -1 would fit anything

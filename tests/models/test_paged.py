@@ -7,6 +7,7 @@ import pytest
 
 from intellect_jax.models import paged
 from intellect_jax.models.transformer import forward
+from intellect_jax.sampler.programs import _routes
 from tests.policies import CONFIGS, quick_jit, random_params
 
 CHOSEN = [
@@ -71,6 +72,18 @@ def test_what_is_not_real_or_past_the_table_is_written_to_page_zero_alone():
     _, cache = paged.extend(params, cfg, cache, rows, compute_dtype=jnp.float32)
     written = np.asarray(cache.k).reshape(2, 3, 10, PAGE, -1).any(axis=(0, 1, 4))
     assert sorted(zip(*np.nonzero(written[1:]), strict=True)) == [(0, 2), (6, 2), (7, 2)]  # pages 1, 7 and 8
+
+
+@pytest.mark.parametrize("name", ["plain", "all_dense"])
+def test_experts_are_read_by_page(name):
+    """Of a dense policy there are none."""
+    cache = paged.init_cache(CONFIGS[name], 10, PAGE, jnp.float32)
+    cache = cache._replace(routed=cache.routed + np.arange(10, dtype=np.int16)[:, None, None, None])
+    routes = _routes(cache, np.array([3, 1, 0]))
+    layers, experts = CONFIGS[name].num_moe_layers, CONFIGS[name].num_experts_per_tok
+    np.testing.assert_array_equal(
+        routes, np.broadcast_to(np.repeat([3, 1, 0], 4)[:, None, None], (12, layers, experts))
+    )
 
 
 def test_copied_pages_are_equal_in_every_layer():
