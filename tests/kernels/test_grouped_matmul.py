@@ -227,7 +227,7 @@ def test_a_choice_is_measured_once_and_then_read(tmp_path, monkeypatch):
         return left @ right[0]
 
     def slow(left, right, sizes):
-        left = jax.lax.fori_loop(0, 3000, lambda _, x: -x, left)
+        left = jax.lax.fori_loop(0, 100_000, lambda _, x: -x, left)
         return grouped_matmul_reference(left, right, sizes)
 
     def fast(left, right, sizes):
