@@ -32,6 +32,7 @@ def server_config(backend: str, model: Model, folder: Path, dtype: str, python: 
     config.launch.threads = CORES
     config.launch.start_timeout = 600.0
     config.orchestrator.max_attempts = 1  # a failure ends the race
+    config.orchestrator.max_new_tokens = model.max_len // 2
     sampler = config.sampler
     sampler.backend, sampler.platform, sampler.python = backend, "cpu", python
     sampler.dtype, sampler.slots, sampler.max_len = dtype, 64, model.max_len

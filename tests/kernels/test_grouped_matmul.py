@@ -134,7 +134,7 @@ plain_mlp = quick_jit(lambda *args: mlp_with_gradients(expert_mlp_reference, *ar
 @given(seed=st.integers(0, 999), skew=st.sampled_from([0.0, 1.0, 100.0, -100.0]))  # 100: all on the first experts
 def test_experts_equal_computing_every_one_gradients_included(tokens, experts, k, here, seed, skew):
     args = inputs(tokens, experts, k, seed, skew, here)
-    assert_close(my_mlp(*args), plain_mlp(*args), 2e-6)
+    assert_close(my_mlp(*args), plain_mlp(*args), 1e-5)
 
 
 def test_low_rank_terms_equal_merged_weights():
