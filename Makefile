@@ -39,9 +39,10 @@ test-all: .venv/.installed-test oracle vllm
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak
 
-evidence: .venv/.installed-test plan-tpu
+evidence: .venv/.installed-test plan-tpu vllm
 	.venv-plan-tpu/bin/python -m evidence.tpu
 	$(BIN)/python -m evidence.survival
+	$(BIN)/python -m evidence.vllm_fleet
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -4,11 +4,12 @@
     python -m evidence.vllm_fleet
 
 Does it learn all the same, is nothing lost or trained twice, and does the log say what happened? The result goes to
-evidence/results/vllm_fleet.json.
+evidence/results/vllm_fleet.json; one that is there already, of the same recipe, is not made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -117,8 +118,12 @@ def run(run_dir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    recipe = hashlib.sha256(get_config().to_json().encode()).hexdigest()[:12]
+    if RESULTS.exists() and json.loads(RESULTS.read_text())["recipe"] == recipe:
+        print("already there")
+        return
     with tempfile.TemporaryDirectory() as folder:
-        result = run(Path(folder) / "run")
+        result = {"recipe": recipe, **run(Path(folder) / "run")}
     write_json(RESULTS, result)
     print(json.dumps(result, indent=2))
 

@@ -425,3 +425,9 @@ __all__ = [
     "validate",
     "walk",
 ]
+
+
+def makes_deltas(config: ConfigDict) -> bool:
+    """Whether versions are published as what changed, for which a trainer keeps the last one on its devices."""
+    weights = config.weights
+    return bool(weights.deltas and weights.dtype == "bfloat16" and not config.lora.rank and config.trainer.max_steps)

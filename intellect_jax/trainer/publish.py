@@ -11,6 +11,7 @@ from intellect_jax.bridge import plan
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.bridge.published import Published, TooMany
 from intellect_jax.bridge.save import policy_tensors
+from intellect_jax.config import makes_deltas
 from intellect_jax.parallel.processes import gathered, meet
 from intellect_jax.transport.deltas import Changed
 from intellect_jax.transport.weights import WeightStore
@@ -30,7 +31,7 @@ class Publisher:
     def __init__(self, config: ConfigDict, store: WeightStore):
         self.store = store
         self._dtype = config.weights.dtype
-        self._deltas = config.weights.deltas and self._dtype == "bfloat16" and not config.lora.rank
+        self._deltas = makes_deltas(config)
         self._published: Published | None = None
         self._version: Version | None = None
         self._since_full = 0.0  # bytes of deltas

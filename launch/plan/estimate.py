@@ -12,6 +12,7 @@ from math import prod
 
 from ml_collections import ConfigDict
 
+from intellect_jax.config import makes_deltas
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora_shape import Lora
 from intellect_jax.parallel.axes import AXES
@@ -35,13 +36,15 @@ class Shape:
     remat: str  # as ``trainer.remat``
     lora: Lora | None = None
     moments: float = 8.0
+    published: bool = False  # the last published version stays on the devices, to find what changes
 
     @classmethod
     def of(cls, config: ConfigDict, cfg: ModelConfig, batch: Batch, mesh: Mapping[str, int], remat: str) -> Shape:
         """With the optimizer and adapters of a configuration."""
         optimizer = config.trainer.optimizer
         moments = estimates.BYTES[optimizer.moments_dtype] * (1 if optimizer.name == "muon" else 2)
-        return cls(cfg, batch, mesh, remat, Lora.from_config(config.lora), 0 if optimizer.offload else moments)
+        on_device = 0 if optimizer.offload else moments
+        return cls(cfg, batch, mesh, remat, Lora.from_config(config.lora), on_device, makes_deltas(config))
 
     @property
     def tokens(self) -> float:
@@ -76,6 +79,7 @@ def memory(shape: Shape) -> dict[str, float]:
     return {
         "parameters": MASTER * trained + (ACT * held if shape.lora else 0),
         "optimizer": shape.moments * trained,
+        "published": ACT * held * shape.published,
         "gradients": MASTER * trained,
         "activations": activations(shape),
         "temporaries": temporaries(shape),

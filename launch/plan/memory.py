@@ -5,7 +5,7 @@ from __future__ import annotations
 from launch.plan.compile import Compiled
 from launch.plan.targets import USABLE, Target
 
-KINDS = ("parameters", "optimizer", "gradients", "activations", "temporaries", "batch", "code")
+KINDS = ("parameters", "optimizer", "published", "gradients", "activations", "temporaries", "batch", "code")
 
 
 def by_kind(compiled: Compiled) -> dict[str, float]:
@@ -23,6 +23,7 @@ def by_kind(compiled: Compiled) -> dict[str, float]:
     return {
         "parameters": state["parameters"],
         "optimizer": state["optimizer"],
+        "published": state.get("published", 0.0),  # no argument of the step, but there all the time
         "gradients": gradients,
         "activations": activations,
         "temporaries": spare - gradients - activations,

@@ -1,5 +1,6 @@
 """Which meshes are tried, and that what is chosen would run."""
 
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -75,3 +76,5 @@ def test_state_of_glm45_air_is_106_billion_parameters_spread_evenly():
     dense, experts = shape.weights
     assert dense + experts == pytest.approx(106e9, rel=0.02)
     assert held["parameters"] == held["gradients"] == held["optimizer"] / 2 == 4 * (dense / 16 + experts / 128)
+    published = estimate.memory(replace(shape, published=True))["published"]
+    assert held["published"] == 0 and published == held["gradients"] / 2
