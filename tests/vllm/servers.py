@@ -43,11 +43,11 @@ def write_model(folder: Path, cfg: ModelConfig) -> Path:
     return folder
 
 
-def server_config(model: Path, **sampler: Any) -> ConfigDict:
-    config = sampler_config(max_len=MAX_LEN, slots=32, backend="vllm", python=str(PYTHON), platform="cpu", **sampler)
+def server_config(model: Path, max_len: int = MAX_LEN, **sampler: Any) -> ConfigDict:
+    config = sampler_config(max_len=max_len, slots=32, backend="vllm", python=str(PYTHON), platform="cpu", **sampler)
     config.model.path = str(model)
     config.weights.dtype = "float32"
-    config.trainer.seq_buckets, config.trainer.microbatch_buckets = (MAX_LEN,), (32,)
+    config.trainer.seq_buckets, config.trainer.microbatch_buckets = (max_len,), (32,)
     config.trainer.max_steps, config.sft.steps, config.sft.data = 0, 1, "made-up.jsonl"  # nothing here trains
     assert not validate(config), validate(config)
     config.launch.start_timeout = 180.0

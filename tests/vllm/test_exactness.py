@@ -51,10 +51,10 @@ def publish_all(store, cfg, params):
 
 @functools.cache
 def compiled(cfg):
-    """Log-probabilities of each next token, float32 [rows, MAX_LEN - 1], by the trainer's forward pass."""
+    """Log-probabilities of each next token, float32 [rows, length - 1], by the trainer's forward pass."""
 
     def run(params, tokens, lengths):
-        positions = jnp.broadcast_to(jnp.arange(MAX_LEN), tokens.shape)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         segments = (positions < lengths[:, None]).astype(jnp.int32)
         out = transformer.forward(params, cfg, tokens, positions, segments, compute_dtype=jnp.float32)
         scaled = transformer.logits(params, cfg, out.hidden)[:, :-1] / TEMPERATURE
@@ -63,20 +63,20 @@ def compiled(cfg):
     return jax.jit(run)
 
 
-def expected(cfg, params, pairs):
+def expected(cfg, params, pairs, length):
     """For each (prompt, generation) the log-probabilities of the generated tokens."""
     sequences = [[*prompt, *generation.token_ids] for prompt, generation in pairs]
-    padded = np.stack([np.pad(ids, (0, MAX_LEN - len(ids))) for ids in sequences])
+    padded = np.stack([np.pad(ids, (0, length - len(ids))) for ids in sequences])
     logprobs = np.asarray(compiled(cfg)(params, padded, np.array([len(ids) for ids in sequences])))
     return [
         row[len(prompt) - 1 : len(ids) - 1] for row, ids, (prompt, _) in zip(logprobs, sequences, pairs, strict=True)
     ]
 
 
-def distances(cfg, params, version, pairs):
+def distances(cfg, params, version, pairs, length=MAX_LEN):
     """The largest |Δ logprob| in each generation of the tokens that ``version`` wrote, against what ``params`` give."""
     worst = []
-    for (_, generation), right in zip(pairs, expected(cfg, params, pairs), strict=True):
+    for (_, generation), right in zip(pairs, expected(cfg, params, pairs, length), strict=True):
         mine = np.array(generation.versions) == version
         worst.append(np.abs(np.array(generation.logprobs) - right)[mine].max(initial=0.0))
     return np.array(worst)
@@ -96,9 +96,9 @@ def is_a_tie(cfg, params, version, pair):
     return False
 
 
-async def generate(config, store, versions):
+async def generate(config, store, versions, length=MAX_LEN):
     """STREAMS at once under version 0; then the same while every later version is installed one after the other."""
-    sampling = {"max_tokens": MAX_LEN - 40, "temperature": TEMPERATURE, "ignore_eos": True}
+    sampling = {"max_tokens": length - 40, "temperature": TEMPERATURE, "ignore_eos": True}
     prompts = [list(np.random.default_rng(i).integers(3, 90, size=1 + i).tolist()) for i in range(STREAMS)]
     async with Fleet(config.sampler.urls, config) as fleet:
         await fleet.wait_ready(180)

