@@ -18,6 +18,7 @@ def run(*argv):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_delta_is_a_fraction_of_the_bytes_and_identical():
     (found,) = run("-m", "benchmarks.weight_sync", "--models=tiny")["models"]
     assert found["identical"] and found["full_at_3e-4"]

@@ -1,4 +1,4 @@
-"""SmolLM2-135M on a real vLLM server: each token's log-probability is the trainer's, before updates and after twenty."""
+"""SmolLM2-135M on a real vLLM server: each token has the log-probability that the trainer gives it, across updates."""
 
 import asyncio
 

@@ -14,6 +14,9 @@ V0, V1 = Version(0, 0), Version(0, 1)
 COUNT = 8
 
 
+pytestmark = pytest.mark.slow  # eight processes each
+
+
 @pytest.fixture
 def store(tmp_path):
     return WeightStore(tmp_path / "weights")
