@@ -57,6 +57,7 @@ def test_every_token_of_smollm2_is_the_trainers(folder, tmp_path):
     store = WeightStore(tmp_path / "weights", UPDATES + 1)
     publish_all(store, dict(to_hf(params, cfg)))
     config = server_config(folder, LENGTH)
+    config.sampler.request_timeout = 900.0  # two cores serve 32 requests, and wait for twenty updates
     with serving(config, tmp_path / "run"):
         prompts, still, moving = asyncio.run(generate(config, store, list(range(UPDATES + 1)), LENGTH))
     pairs = list(zip(prompts * 2, [*still, *moving], strict=True))
