@@ -7,8 +7,12 @@ from typing import Any
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from intellect_jax.sampler.vllm_plugin import BACKEND
+from intellect_jax.sampler.vllm_plugin.ancestors import end_with_server
 
 WeightTransferEngineFactory.register_engine(BACKEND, "intellect_jax.sampler.vllm_plugin.engine", "ManifestEngine")
+
+
+end_with_server()
 
 
 class Extension:
