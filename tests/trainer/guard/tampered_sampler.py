@@ -19,8 +19,8 @@ from intellect_jax.sampler.main import main
 load = loading.load
 
 
-def load_wrongly(manifest_path, model, dtype, *, layer, expert):
-    params, version = load(manifest_path, model, dtype)
+def load_wrongly(intake, manifest, *, model, dtype, layer, expert):
+    params, version = load(intake, manifest, model=model, dtype=dtype)
     experts = params["moe_layers"]["moe"]["experts"]
     down = np.array(experts["down"])
     down[layer, expert] = down[layer, expert, :, ::-1]
