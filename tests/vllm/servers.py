@@ -29,7 +29,7 @@ MAX_LEN = 512
 _WIDTHS = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 64, "moe_intermediate_size": 32}
 POLICIES = {
     "glm4_moe": dataclasses.replace(SMALL, **_WIDTHS, use_qk_norm=True, max_position_embeddings=MAX_LEN),
-    "qwen3": of_family("qwen3", **_WIDTHS, max_position_embeddings=MAX_LEN),
+    "qwen3": of_family("qwen3", **_WIDTHS, max_position_embeddings=MAX_LEN, tie_word_embeddings=True),
 }
 
 

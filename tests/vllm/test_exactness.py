@@ -21,7 +21,7 @@ from tests.vllm.servers import MAX_LEN, POLICIES, server_config, serving, write_
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 UPDATES, STREAMS, TEMPERATURE = 20, 32, 0.9
-# The promise is 5e-5 for logits as random weights make them; the head is scaled down, and the bound with it.
+# The promise is 5e-5 for logits as random weights make them; they are scaled down, and the bound with them.
 HEAD = 0.3
 BOUND = HEAD * 5e-5
 JUMP = 1e-3  # another expert moves a log-probability by at least so much
@@ -33,7 +33,7 @@ def moved(cfg, number):
     """Version ``number`` of a policy: every parameter a little away from version 0's, and the more the later."""
     start, direction = random_params(cfg, 0), random_params(cfg, 1)
     params = jax.tree.map(lambda a, b: np.asarray(a + 0.02 * number * b, np.float32), start, direction)
-    params["head"]["kernel"] *= np.float32(HEAD)
+    params["norm"]["scale"] *= np.float32(HEAD)  # for the head may be the embedding
     return params
 
 
@@ -127,7 +127,8 @@ def test_every_token_is_exact_under_the_version_that_its_span_names(tmp_path, fa
     apart = {number: distances(cfg, params[number], number, pairs) for number in seen}
     off = [(number, int(i)) for number, of in apart.items() for i in np.flatnonzero(of > BOUND)]
     jumps = [(number, i) for number, i in off if apart[number][i] > JUMP]
-    ties = [(number, i) for number, i in jumps if is_a_tie(cfg, params[number], number, pairs[i])]
+    few = jumps[: TIES + 1]  # each takes a while to examine, and more of them fail anyway
+    ties = [(number, i) for number, i in few if is_a_tie(cfg, params[number], number, pairs[i])]
     worst = np.sort(np.max(list(apart.values()), axis=0))
     teeth = min(distances(cfg, params[number - 1 if number else 1], number, pairs).max() for number in seen)
     shown = ", ".join(f"{value:.1e}" for value in worst[-4:])
