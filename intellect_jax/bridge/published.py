@@ -9,7 +9,9 @@ Shape suffixes: L layers that an array stacks, N elements of one in a shard, C p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import prod
 
@@ -29,6 +31,7 @@ from intellect_jax.trees import TreePath, leaf
 
 _SHARE = 8  # a buffer holds the changes of one element in so many
 _BLOCKS = 16  # of a buffer
+_THREADS = 8  # at most
 _SMALL = 4096  # elements of which all may change: norms, biases
 
 
@@ -55,10 +58,18 @@ class Published:
         by_path: dict[TreePath, list[Entry]] = {}
         for entry in entries(self.cfg):
             by_path.setdefault(entry.path, []).append(entry)
-        found: dict[str, Changes] = {}
-        for path, of in by_path.items():
-            found |= _by_tensor(of, *_changes(before[path], self._arrays[path]))
+
+        def look(path: TreePath) -> dict[str, Changes]:
+            return dict(_by_tensor(by_path[path], *_changes(before[path], self._arrays[path])))
+
+        with ThreadPoolExecutor(_threads(self._arrays.values())) as pool:
+            found = {name: each for part in pool.map(look, by_path) for name, each in part.items()}
         return [Changed(e.name, self._dtypes[e.path], e.hf_shape, found[e.name]) for e in entries(self.cfg)]
+
+
+def _threads(arrays: Iterable[jax.Array]) -> int:
+    """Several where numpy compares, which then leaves the interpreter free; else one, for the devices' memory."""
+    return min(os.cpu_count() or 1, _THREADS) if all(map(_is_in_memory, arrays)) else 1
 
 
 def _changes(old: jax.Array, new: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

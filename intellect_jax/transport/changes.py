@@ -19,6 +19,8 @@ import numpy as np
 _MARK = 255  # of what does not fit a byte
 _ZERO = 127  # step 0
 _BITS: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_BLOCK = 1 << 18  # elements compared at once, so that what the comparison makes stays in the processor's cache
+_WORD = 8  # bytes
 _HEAD = 5 * 8  # bytes: five numbers, uint64
 
 
@@ -38,8 +40,23 @@ def as_bits(array: np.ndarray) -> np.ndarray:
 def find(old: np.ndarray, new: np.ndarray) -> Changes:
     """Between two arrays of one dtype and shape."""
     before, after = as_bits(old), as_bits(new)
-    where = np.flatnonzero(before != after)
+    blocks = range(0, before.size, _BLOCK)
+    parts = [start + _differing(before[start : start + _BLOCK], after[start : start + _BLOCK]) for start in blocks]
+    where = np.concatenate([np.empty(0, np.int64), *parts])
     return Changes(where, before[where], after[where])
+
+
+def _differing(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Where two arrays of bits differ, words of eight bytes first: few of them do."""
+    per = _WORD // before.itemsize
+    words, rest = divmod(before.size, per)
+    if rest:
+        return np.flatnonzero(before != after)
+    here = np.flatnonzero(before.view("<u8") != after.view("<u8"))
+    if here.size > words // 2:
+        return np.flatnonzero(before != after)
+    places = (here[:, None] * per + np.arange(per)).reshape(-1)
+    return places[before[places] != after[places]]
 
 
 def encode(changes: Changes) -> bytes:
@@ -66,13 +83,14 @@ class Moves(NamedTuple):
     steps: np.ndarray  # uint8 [n]
     far: np.ndarray  # the new bits where a step says so, in order
 
-    def between(self, start: int, stop: int) -> Moves:
-        """Those of the flat indices [start, stop), counted from there."""
-        first, last = np.searchsorted(self.where, (start, stop))
-        marks = np.count_nonzero(self.steps[:first] == _MARK)
-        steps = self.steps[first:last]
-        here = self.far[marks : marks + np.count_nonzero(steps == _MARK)]
-        return Moves(self.where[first:last] - start, steps, here)
+    def split(self, ends: np.ndarray) -> list[Moves]:
+        """Those of the flat indices between each two neighbours of ``ends``, counted from the first of the two."""
+        cuts = np.searchsorted(self.where, ends)
+        marks = np.searchsorted(np.flatnonzero(self.steps == _MARK), cuts)
+        return [
+            Moves(self.where[a:b] - start, self.steps[a:b], self.far[m:n])
+            for start, (a, b), (m, n) in zip(ends, pairwise(cuts), pairwise(marks), strict=False)
+        ]
 
     def apply(self, array: np.ndarray) -> None:
         """Makes ``array``, the old one, the new one."""

@@ -101,7 +101,7 @@ def read(path: Path) -> Delta:
             decoded = changes.decode(raw.data, safetensors_file.DTYPES[entries[0].dtype], int(ends[-1]))
         except ValueError as error:
             raise WeightError(f"{path}: {piece.file}: {error}") from error
-        moves += [(name, decoded.between(int(a), int(b))) for name, a, b in zip(names, ends, ends[1:], strict=False)]
+        moves += zip(names, decoded.split(ends), strict=True)
     return Delta(manifest, moves)
 
 

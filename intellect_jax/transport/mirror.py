@@ -48,8 +48,7 @@ class Mirror:
         Raises WeightError when there is no sound way.
         """
         problems: list[str] = []
-        found = routes(folder, version, self.version, problems)
-        for route in sorted(found, key=lambda route: route.nbytes):
+        for route in routes(folder, version, self.version, problems):
             try:
                 self._take(route, version)
             except WeightError as error:
@@ -79,21 +78,26 @@ class Mirror:
 
 
 def routes(folder: Path, version: Version, have: Version | None, problems: list[str]) -> Iterator[Route]:
-    """Every way to ``version``, from it backwards over the bases of its deltas; adds manifests that cannot be read to
-    ``problems``. Who has the version and asks for it again reads it again."""
+    """Every way to ``version``, by bytes, from it backwards over the bases of its deltas and no further than needed;
+    adds manifests that cannot be read to ``problems``. Who has the version and asks for it again reads it again."""
+    found: list[Route] = []
     chain: tuple[Path, ...] = ()
     at: Version | None = version
     nbytes = 0
     while at is not None:
         if at == have and chain:
-            yield Route(nbytes, None, chain)
+            found.append(Route(nbytes, None, chain))
+        found.sort(key=lambda route: route.nbytes)
+        while found and found[0].nbytes <= nbytes:  # whatever comes from further back takes at least as many
+            yield found.pop(0)
         here = version_folder(folder, at)
         if full := _readable(here / MANIFEST, problems):
-            yield Route(nbytes + _size(full), here / MANIFEST, chain)
+            found.append(Route(nbytes + _size(full), here / MANIFEST, chain))
         delta = _readable(here / DELTA, problems)
         if delta is None:
-            return
+            break
         at, nbytes, chain = delta.base, nbytes + _size(delta), (here / DELTA, *chain)
+    yield from sorted(found, key=lambda route: route.nbytes)
 
 
 def _readable(path: Path, problems: list[str]) -> Manifest | None:

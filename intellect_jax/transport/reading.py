@@ -6,6 +6,7 @@ The manifest is sealed, and names the hash of each piece and of each file's head
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,15 @@ def located(manifest_path: Path | str) -> tuple[Path, Version]:
 def read_manifest(path: Path | str) -> Manifest:
     """The manifest at ``path``; raises WeightError when it is missing or damaged."""
     try:
-        return Manifest.from_json(unseal(Path(path).read_bytes()))
+        return _parsed(Path(path).read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightError(f"cannot read the weight manifest {path}: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=4)  # on its way to a version a reader looks at the same manifests again and again
+def _parsed(raw: bytes) -> Manifest:
+    """Whose value nobody may change; raises ValueError, KeyError or TypeError."""
+    return Manifest.from_json(unseal(raw))
 
 
 def read_tensors(manifest_path: Path | str, manifest: Manifest) -> dict[str, np.ndarray]:

@@ -17,8 +17,9 @@ def round_trip(old, new):
     coded = changes.encode(changes.find(old, new))
     moves, back, parts = changes.decode(coded, old.dtype, old.size), old.copy(), old.copy()
     moves.apply(back)
-    for start, stop in pairwise([0, old.size // 3, old.size // 2, old.size]):
-        moves.between(start, stop).apply(parts[start:stop])
+    ends = [0, old.size // 3, old.size // 2, old.size]
+    for (start, stop), part in zip(pairwise(ends), moves.split(np.array(ends)), strict=True):
+        part.apply(parts[start:stop])
     assert back.tobytes() == new.tobytes() == parts.tobytes()
     return coded
 

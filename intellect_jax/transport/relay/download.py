@@ -119,12 +119,12 @@ class Download:
     def _stream(self) -> None:
         try:
             while not self._ended():
+                before = self._moved
                 jobs = self._ask()
                 for chunk, source, right in jobs:
                     self._get(chunk, source, right)
                 if not jobs:
-                    with self._lock:
-                        self._lock.wait(PAUSE_S)
+                    self._wait(before)
         except WeightError as error:
             self._fail(error)
         except OSError as error:
@@ -132,6 +132,12 @@ class Download:
         except Exception as error:  # a thread's own end would be silent
             log.exception("version %s", self.parcel.version)
             self._fail(WeightError(f"version {self.parcel.version}: {type(error).__name__}: {error}"))
+
+    def _wait(self, moved: float) -> None:
+        """Until a chunk comes; not at all when one came since ``moved``, while the origin was asked: it may be the
+        last one."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._moved != moved or self._problem, PAUSE_S)
 
     def _ended(self) -> bool:
         if time.monotonic() - self._moved > STALL_S:
