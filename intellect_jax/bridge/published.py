@@ -25,7 +25,7 @@ from intellect_jax.bridge.huggingface import entries, stored_dtype
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import Params
 from intellect_jax.transport import changes
-from intellect_jax.transport.changes import Changes
+from intellect_jax.transport.changes import Changes, TooMany
 from intellect_jax.transport.deltas import Changed
 from intellect_jax.trees import TreePath, leaf
 
@@ -33,10 +33,6 @@ _SHARE = 8  # a buffer holds the changes of one element in so many
 _BLOCKS = 16  # of a buffer
 _THREADS = 8  # at most
 _SMALL = 4096  # elements of which all may change: norms, biases
-
-
-class TooMany(Exception):
-    """More has changed than a delta is good for."""
 
 
 class Published:
@@ -62,8 +58,9 @@ class Published:
         def look(path: TreePath) -> dict[str, Changes]:
             return dict(_by_tensor(by_path[path], *_changes(before[path], self._arrays[path])))
 
+        largest_first = sorted(by_path, key=lambda path: -self._arrays[path].size)  # so that threads end together
         with ThreadPoolExecutor(_threads(self._arrays.values())) as pool:
-            found = {name: each for part in pool.map(look, by_path) for name, each in part.items()}
+            found = {name: each for part in pool.map(look, largest_first) for name, each in part.items()}
         return [Changed(e.name, self._dtypes[e.path], e.hf_shape, found[e.name]) for e in entries(self.cfg)]
 
 
@@ -107,10 +104,7 @@ def _room(size: int, array: Array) -> int:
 
 def _in_memory(old: Array, new: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Flat indices in the shard and the bits there before and after; raises TooMany."""
-    flat, before, after = changes.find(np.asarray(old), np.asarray(new))
-    if flat.size > _room(new.size, new):
-        raise TooMany(f"{flat.size} of {new.size} elements")
-    return flat, before, after
+    return changes.find(np.asarray(old), np.asarray(new), _room(new.size, new))
 
 
 def _fetched(old: Array, new: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,7 +171,7 @@ def _by_tensor(
     if first.transposed:  # [in, out] in the tree, [out, in] in the file
         out, into = first.hf_shape
         inside = inside % out * into + inside // out
-    order = np.argsort(stacked * size + inside, kind="stable")
+    order = np.argsort(stacked * size + inside)  # no two alike
     stacked, inside, before, after = (array[order] for array in (stacked, inside, before, after))
     for entry in of:
         number = int(np.ravel_multi_index(entry.index, entry.stack)) if entry.stack else 0

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from intellect_jax.bridge import plan
 from intellect_jax.bridge.policy import Policy
-from intellect_jax.bridge.published import Published, TooMany
+from intellect_jax.bridge.published import Published
 from intellect_jax.bridge.save import policy_tensors
 from intellect_jax.config import makes_deltas
 from intellect_jax.parallel.processes import gathered, meet
+from intellect_jax.transport.changes import TooMany
 from intellect_jax.transport.deltas import Changed
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version

@@ -11,6 +11,7 @@ of ``far``), ``far`` new bits. Nothing here knows files, names or devices.
 from __future__ import annotations
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,7 +21,6 @@ _MARK = 255  # of what does not fit a byte
 _ZERO = 127  # step 0
 _BITS: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _BLOCK = 1 << 18  # elements compared at once, so that what the comparison makes stays in the processor's cache
-_WORD = 8  # bytes
 _HEAD = 5 * 8  # bytes: five numbers, uint64
 
 
@@ -37,26 +37,21 @@ def as_bits(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(_BITS[array.dtype.itemsize])
 
 
-def find(old: np.ndarray, new: np.ndarray) -> Changes:
-    """Between two arrays of one dtype and shape."""
+class TooMany(Exception):
+    """More has changed than a delta is good for."""
+
+
+def find(old: np.ndarray, new: np.ndarray, most: int | None = None) -> Changes:
+    """Between two arrays of one dtype and shape; raises TooMany as soon as there are more than ``most``."""
     before, after = as_bits(old), as_bits(new)
-    blocks = range(0, before.size, _BLOCK)
-    parts = [start + _differing(before[start : start + _BLOCK], after[start : start + _BLOCK]) for start in blocks]
-    where = np.concatenate([np.empty(0, np.int64), *parts])
+    parts, count = [np.empty(0, np.int64)], 0
+    for at in range(0, before.size, _BLOCK):
+        parts.append(np.flatnonzero(before[at : at + _BLOCK] != after[at : at + _BLOCK]) + at)
+        count += parts[-1].size
+        if most is not None and count > most:
+            raise TooMany(f"over {most} of {before.size} elements")
+    where = np.concatenate(parts)
     return Changes(where, before[where], after[where])
-
-
-def _differing(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Where two arrays of bits differ, words of eight bytes first: few of them do."""
-    per = _WORD // before.itemsize
-    words, rest = divmod(before.size, per)
-    if rest:
-        return np.flatnonzero(before != after)
-    here = np.flatnonzero(before.view("<u8") != after.view("<u8"))
-    if here.size > words // 2:
-        return np.flatnonzero(before != after)
-    places = (here[:, None] * per + np.arange(per)).reshape(-1)
-    return places[before[places] != after[places]]
 
 
 def encode(changes: Changes) -> bytes:
@@ -71,7 +66,8 @@ def encode(changes: Changes) -> bytes:
         np.where(far, _MARK, steps).astype(np.uint8),
         changes.after[far],
     )
-    parts = [_squeeze(stream.tobytes()) for stream in streams]
+    with ThreadPoolExecutor(len(streams)) as pool:
+        parts = list(pool.map(_squeeze, streams))
     head = np.array([changes.where.size, *map(len, parts)], "<u8").tobytes()
     return head + b"".join(parts)
 
@@ -122,7 +118,8 @@ def decode(data: bytes | memoryview, dtype: np.dtype, size: int) -> Moves:
     return Moves(where, steps, far)
 
 
-def _squeeze(raw: bytes) -> bytes:
+def _squeeze(stream: np.ndarray) -> bytes:
     """Huffman's code alone: there are no repetitions to look for, and not looking is fast."""
+    raw = stream.tobytes()
     coder = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     return coder.compress(raw) + coder.flush()

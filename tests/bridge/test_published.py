@@ -13,8 +13,9 @@ import pytest
 
 from intellect_jax.bridge import published
 from intellect_jax.bridge.huggingface import to_hf
-from intellect_jax.bridge.published import Published, TooMany
+from intellect_jax.bridge.published import Published
 from intellect_jax.transport import changes
+from intellect_jax.transport.changes import TooMany
 from tests.policies import GLM4_MOE, OTHERS, random_params
 
 ROOT = Path(__file__).parents[2]
