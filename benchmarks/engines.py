@@ -1,6 +1,6 @@
 """Tokens per second of our JAX sampler against a vLLM server on this CPU, as the orchestrator sees them.
 
-    python benchmarks/engines.py [--vllm_python=.venv-vllm/bin/python] [--models=demo,smollm2] [--concurrent=16,64]
+    python -m benchmarks.engines [--vllm_python=.venv-vllm/bin/python] [--models=demo,smollm2] [--concurrent=16,64]
         [--rounds=5] [--dtype=float32] [--smollm2=models/SmolLM2-135M-Instruct] [--vllm_threads=1]
         [--out=FILE.json] [--quick]
 
@@ -30,9 +30,9 @@ from typing import Any
 
 import aiohttp
 import jax
-from engine_race.models import MODELS, V0, Model, write_model
-from engine_race.servers import CORES, ROOT, server_config, serving
 
+from benchmarks.engine_race.models import MODELS, V0, Model, write_model
+from benchmarks.engine_race.servers import CORES, ROOT, server_config, serving
 from intellect_jax.orchestrator.fleet import Fleet
 
 Json = dict[str, Any]

@@ -1,6 +1,6 @@
 """How long a server stands still for a new version, and what a version every two seconds costs in tokens.
 
-    python benchmarks/update_pause.py [--backends=jax,vllm] [--vllm_python=.venv-vllm/bin/python] [--rounds=4]
+    python -m benchmarks.update_pause [--backends=jax,vllm] [--vllm_python=.venv-vllm/bin/python] [--rounds=4]
         [--every=2] [--seconds=8] [--concurrent=16] [--model=demo] [--out=FILE.json] [--quick]
 
 One server at a time, started as a run starts it, on the demo's policy; clients that send their next request when the
@@ -23,10 +23,10 @@ from statistics import median
 from typing import Any
 
 import jax
-from engine_race.models import MODELS, V0, write_model
-from engine_race.servers import CORES, server_config, serving
-from engines import VLLM, started
 
+from benchmarks.engine_race.models import MODELS, V0, write_model
+from benchmarks.engine_race.servers import CORES, server_config, serving
+from benchmarks.engines import VLLM, started
 from intellect_jax.orchestrator.fleet import Fleet
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine_race.models import Model
 from ml_collections import ConfigDict
 
+from benchmarks.engine_race.models import Model
 from intellect_jax.config import default_config, to_plain, validate
 from launch import processes
 from launch.addresses import free_ports

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_it_measures_our_server_through_the_fleets_client(tmp_path):
     out = tmp_path / "figures.json"
-    argv = [sys.executable, "benchmarks/engines.py", "--quick", "--concurrent=2,8", "--rounds=1", f"--out={out}"]
+    argv = [sys.executable, "-m", "benchmarks.engines", "--quick", "--concurrent=2,8", "--rounds=1", f"--out={out}"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -27,5 +27,5 @@ def test_a_delta_is_a_fraction_of_the_bytes_and_identical():
 
 @pytest.mark.slow
 def test_pauses_and_tokens_are_measured_while_versions_come():
-    found = run("benchmarks/update_pause.py", "--quick", "--concurrent=4")["jax"]
+    found = run("-m", "benchmarks.update_pause", "--quick", "--concurrent=4")["jax"]
     assert found["updates"] >= 1 and 0 < found["pause_ms"] <= found["longest_pause_ms"] and found["tokens_per_s"] > 0
