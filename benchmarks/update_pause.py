@@ -1,7 +1,8 @@
 """How long a server stands still for a new version, and what a version every two seconds costs in tokens.
 
     python -m benchmarks.update_pause [--backends=jax,vllm] [--vllm_python=.venv-vllm/bin/python] [--rounds=4]
-        [--every=2] [--seconds=8] [--concurrent=16] [--model=demo] [--out=FILE.json] [--quick]
+        [--vllm_threads=1] [--every=2] [--seconds=8] [--concurrent=16] [--model=demo]
+        [--out=FILE.json] [--quick]
 
 One server at a time, started as a run starts it, on the demo's policy; clients that send their next request when the
 last is answered. In each round it samples once undisturbed and once with updates, who goes first alternating. A pause
@@ -63,7 +64,8 @@ class Clients:
         sampling = {"max_tokens": self.answer, "temperature": 1.0, "ignore_eos": True}
         while not self.stopping:
             prompt = [rng.randrange(3, 90) for _ in range(self.prompt)]
-            self.tokens += len((await self.fleet.generate(prompt, sampling, seed=rng.randrange(1 << 30))).token_ids)
+            answer = await self.fleet.generate(prompt, sampling, seed=rng.randrange(1 << 30))
+            self.tokens += len(answer.token_ids)  # not around the await: others count meanwhile
 
 
 async def rate(clients: Clients, seconds: float, updating: Any) -> float:
@@ -84,6 +86,8 @@ async def measure(backend: str, options: argparse.Namespace, work: Path) -> Json
     store = WeightStore(work / "weights", 1000)
     tensors = store.read(manifest)
     config = server_config(backend, model, folder, "float32", str(options.vllm_python))
+    if backend == "vllm":
+        config.launch.threads = options.vllm_threads
     with serving(config, work / "runs" / backend, work / "tokenizer") as process:
         async with Fleet(config.sampler.urls, config) as fleet:
             watch, clients = Stopwatch(fleet), Clients(fleet, model.prompt, model.answer)
@@ -124,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", default="jax,vllm")
     parser.add_argument("--vllm_python", type=Path, default=VLLM)
+    parser.add_argument("--vllm_threads", type=int, default=1, help="as in a run on this machine, by default")
     parser.add_argument("--model", default="demo", choices=tuple(MODELS))
     parser.add_argument("--smollm2", type=Path, help="its folder, made by python -m intellect_jax.bridge.smollm2")
     parser.add_argument("--rounds", type=int, default=4)
@@ -136,6 +141,7 @@ def main() -> None:
     if options.quick:
         options.backends, options.model, options.rounds, options.seconds, options.every = "jax", "toy", 1, 2.0, 0.5
     figures: Json = {"model": options.model, "every_s": options.every, "concurrent": options.concurrent}
+    figures["vllm_threads"] = options.vllm_threads
     figures |= {"cores": CORES, "machine": platform.processor() or platform.machine(), "jax": jax.__version__}
     for backend in options.backends.split(","):
         with tempfile.TemporaryDirectory() as folder:
