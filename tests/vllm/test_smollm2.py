@@ -20,9 +20,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 LENGTH = 128
 BOUND = 5e-5
-# Of 64 generations with 3,328 tokens two may leave the bound, by less than twice: that far both stand from the same
-# model in float64 (the worst token of a run: vLLM 6.3e-5, the trainer 4.5e-5; transformers in float32 2.3e-5).
-ROUNDING, ROUNDED = 2 * BOUND, 2
 STEP = np.float32(1.02)  # far more than a step of training moves a matrix, and the model stays what it was
 MOVED = "model.layers.{}.mlp.down_proj.weight"  # of version n: that of layer n, so that a version is a small delta
 ROWS = 8  # whose logits over the whole vocabulary are in memory at once
@@ -76,8 +73,6 @@ def test_every_token_of_smollm2_is_the_trainers(folder, tmp_path):
             wrote = [pair for pair in pairs if number in pair[1].versions]
             batches = [wrote[i : i + ROWS] for i in range(0, len(wrote), ROWS)]
             parts = [distances(cfg, now, number, some, LENGTH) for some in batches]
-            worst[number] = np.sort(np.concatenate(parts))
-    last = {number: each[-1] for number, each in worst.items()}
-    print(f"SmolLM2: worst over {len(seen)} versions {max(last.values()):.1e}, of version 0 {last[0]:.1e}")
-    assert sum((each > BOUND).sum() for each in worst.values()) <= ROUNDED and max(last.values()) <= ROUNDING
-    assert {0, UPDATES} <= set(seen) and len(seen) >= 5
+            worst[number] = max(part.max() for part in parts)
+    print(f"SmolLM2: worst over {len(seen)} versions {max(worst.values()):.1e}, of version 0 {worst[0]:.1e}")
+    assert max(worst.values()) <= BOUND and {0, UPDATES} <= set(seen) and len(seen) >= 5
