@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from intellect_jax import config_rules
 from intellect_jax.config import SCHEMA, Key, walk
+from intellect_jax.config.rules import RULES
 from launch.rundir import MAY_CHANGE
 
 PAGE = Path(__file__).parent / "configs.md"
@@ -44,7 +44,7 @@ def allowed(key: Key) -> str:
 
 
 def rules() -> str:
-    rows = [(", ".join(f"`{key}`" for key in rule.keys), rule.right) for rule in config_rules.RULES]
+    rows = [(", ".join(f"`{key}`" for key in rule.keys), rule.right) for rule in RULES]
     return table(("keys", "what must hold"), rows)
 
 

@@ -26,7 +26,7 @@ python -m launch sampler --join=RUN_DIRECTORY    one more sampler for a run that
 
 --config may be a JSON file, too. A run that exists goes on; --fresh starts it anew and keeps the old one as
 NAME.previous. --dry_run prints the configuration with the origin of each changed key, and starts nothing.
-Every key, with its default and meaning: intellect_jax/config.py."""
+Every key, with its default and meaning: intellect_jax/config/keys."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import socket
 
 from ml_collections import ConfigDict
 
-from intellect_jax.config_checks import address_parts
+from intellect_jax.config.checks import address_parts
 from intellect_jax.errors import UserError
 from launch.configuration import assign
 
