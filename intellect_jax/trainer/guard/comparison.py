@@ -73,6 +73,12 @@ def capped(delta: np.ndarray) -> np.ndarray:
 
 def mixed(segments: np.ndarray, staleness: np.ndarray) -> np.ndarray:
     """Bool [..., R, S]: tokens whose segment holds tokens of several versions."""
+    least, most = _lags(segments, staleness)
+    return most > least
+
+
+def _lags(segments: np.ndarray, staleness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each token [..., R, S] the least and the largest staleness in its segment, over what the policy wrote."""
     flat, lags = segments.reshape(-1, segments.shape[-1]), staleness.reshape(-1, segments.shape[-1])
     rows = np.broadcast_to(np.arange(len(flat))[:, None], flat.shape)
     most = np.full((len(flat), flat.max(initial=0) + 1), -1)
@@ -80,15 +86,16 @@ def mixed(segments: np.ndarray, staleness: np.ndarray) -> np.ndarray:
     written = lags >= 0
     np.maximum.at(most, (rows[written], flat[written]), lags[written])
     np.minimum.at(least, (rows[written], flat[written]), lags[written])
-    return (most > least)[rows, flat].reshape(segments.shape)
+    return least[rows, flat].reshape(segments.shape), most[rows, flat].reshape(segments.shape)
 
 
-def comparable(arrays: dict[str, np.ndarray], kept_cache: bool, lag: int = 0) -> np.ndarray:
-    """Bool [..., R, S]: tokens of a packed batch on which both sides must agree.
+def settled(arrays: dict[str, np.ndarray], kept_cache: bool) -> np.ndarray:
+    """Bool [..., R, S]: tokens of the loss on which both sides must agree under the version that wrote them.
 
-    Those of the loss that the trainer's own version wrote, or the one ``lag`` versions before it. ``kept_cache``: the
-    sampler's cache survives an update, by choice (``sampler.on_update="keep_kv"``), so that tokens after one in their
-    segment are exact for no version.
+    Those of the version that their segment ends under: at an update the sampler computes a running request again, and
+    then has the experts of all its tokens from the new weights, which the trainer replays. ``kept_cache``: its cache
+    survives an update, by choice (``sampler.on_update="keep_kv"``), so that only segments of one version are exact.
     """
-    written = arrays["loss_mask"] & (arrays["staleness"] == lag)
-    return written & ~mixed(arrays["segment_ids"], arrays["staleness"]) if kept_cache else written
+    least, most = _lags(arrays["segment_ids"], arrays["staleness"])
+    last = arrays["loss_mask"] & (arrays["staleness"] == least)
+    return last & (least == most) if kept_cache else last

@@ -2,7 +2,7 @@
 
 Only where they hold the same weights can that be asked: for tokens of the version that the trainer holds. All of a
 trainer's first batch are such, since it starts a new lineage; later on those of rollouts that end under the newest
-version. Where those are too few, as in an asynchronous run, the version that wrote most of a batch is read back from
+version. Where those are too few, as in an asynchronous run, the version that most rollouts end under is read back from
 the weight store, as the sampler read it. So the first batch is looked at before its step is taken, then one microbatch
 of a batch every ``guard.every`` steps, and at once when the sums that every step makes look bad.
 """
@@ -25,7 +25,7 @@ from intellect_jax.monitor import watchdog
 from intellect_jax.parallel.processes import gathered, is_first, meet
 from intellect_jax.trainer.guard import story
 from intellect_jax.trainer.guard.again import Replay, read_back
-from intellect_jax.trainer.guard.comparison import comparable
+from intellect_jax.trainer.guard.comparison import settled
 from intellect_jax.trainer.guard.programs import Programs
 from intellect_jax.trainer.guard.suspects import Circumstances, suspects
 from intellect_jax.trainer.setup import Trainer
@@ -101,8 +101,9 @@ class Guard:
     def _look_back(
         self, batch: PackedBatch, params: Params, version: Version
     ) -> tuple[PackedBatch | None, int, Params, Version]:
-        """:meth:`_choose` for the version that wrote most of the batch, and its parameters, where both can be had."""
-        lags = batch.arrays["staleness"][batch.arrays["loss_mask"] & (batch.arrays["staleness"] > 0)]
+        """:meth:`_choose` for the version with most tokens to compare, and its parameters, where both can be had."""
+        staleness = batch.arrays["staleness"]
+        lags = staleness[settled(batch.arrays, self._kept_cache) & (staleness > 0)]
         lag = int(np.bincount(lags).argmax()) if lags.size else 0
         micro, count = self._choose(batch, lag)
         older = Version(version.lineage, version.number - lag)
@@ -121,7 +122,7 @@ class Guard:
 
         None where there are too few. The first process chooses; each has its part of every microbatch.
         """
-        fresh = comparable(batch.arrays, self._kept_cache, lag)
+        fresh = settled(batch.arrays, self._kept_cache) & (batch.arrays["staleness"] == lag)
         counts = fresh.sum(axis=(1, 2))
         at = int(gathered([int(counts.argmax())])[0, 0])
         counted = int(counts[at]) if self._trainer.share.counts else 0
