@@ -14,6 +14,7 @@ import json
 import platform
 import random
 import signal
+import subprocess
 import tempfile
 import time
 from functools import partial
@@ -43,15 +44,20 @@ def moments(role: str) -> list[tuple[str, int]]:
     ]
 
 
-def _reached(run_dir: Path, phase: str, step: int) -> bool:
-    return steps_done(run_dir, phase) >= step
+def _reached(process: subprocess.Popen[bytes], run_dir: Path, phase: str, step: int) -> bool:
+    """Raises RuntimeError where the run is over."""
+    if steps_done(run_dir, phase) >= step:
+        return True
+    if process.poll() is not None:
+        raise RuntimeError(f"over before {phase} step {step}, exit code {process.returncode}\n{said(run_dir)[-3000:]}")
+    return False
 
 
 def run(role: str, run_dir: Path) -> dict[str, Any]:
     """One demo with kills; what came of it."""
     process, begun = start(run_dir), time.monotonic()
     for phase, step in moments(role):
-        wait_for(partial(_reached, run_dir, phase, step), f"{phase} step {step}", TIMEOUT)
+        wait_for(partial(_reached, process, run_dir, phase, step), f"{phase} step {step}", TIMEOUT)
         if role == "supervisor":
             process.kill()
             process.wait(10)

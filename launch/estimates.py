@@ -94,10 +94,19 @@ def disk_bytes(config: ConfigDict, parameters: int, trained: Trained) -> int:
     """
     total = (config.checkpoint.keep + 1 + _kept_besides(config)) * _saved_bytes(config, trained)
     if config.trainer.max_steps:
-        total += (config.weights.keep + 1) * BYTES[config.weights.dtype] * parameters
+        total += _versions_bytes(config, BYTES[config.weights.dtype] * parameters)
     if config.export.enabled:
         total += BYTES[config.export.dtype] * parameters
     return total
+
+
+def _versions_bytes(config: ConfigDict, one: float) -> float:
+    """What versions of ``one`` byte count each take in full."""
+    kept = config.weights.keep * one
+    if config.weights.keep_gib:
+        least = (config.orchestrator.max_off_policy_steps + 2) * one
+        kept = min(kept, max(config.weights.keep_gib * 2**30, least))
+    return kept + one
 
 
 def _kept_besides(config: ConfigDict) -> int:

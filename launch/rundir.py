@@ -47,6 +47,7 @@ MAY_CHANGE = (
     "sampler.platform",
     "sampler.gpu_memory",
     "weights.keep",
+    "weights.keep_gib",
     "weights.transport",
     "weights.address",
     "weights.cache",

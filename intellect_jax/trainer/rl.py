@@ -48,7 +48,12 @@ class RLLoop:
         config = trainer.config
         self.trainer, self.state, self.version, self.ledger = trainer, state, version, ledger
         self.rates = rl_rates(config.trainer.optimizer, config.trainer.max_steps)
-        self.store = WeightStore(run_dir / "weights", config.weights.keep)
+        self.store = WeightStore(
+            run_dir / "weights",
+            config.weights.keep,
+            most_bytes=config.weights.keep_gib * 2**30,
+            least=config.orchestrator.max_off_policy_steps + 2,
+        )
         self.publisher = Publisher(config, self.store)
         self.guard = Guard(trainer, run_dir)
         self.metrics = Metrics(run_dir, "trainer", tensorboard=config.monitor.tensorboard, speaks=is_first())

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,12 @@ class WeightStore:
     """Published versions under ``folder``; one process publishes, any number read.
 
     ``keep``: how many versions stay on disk, the newest first, and besides those that the oldest's deltas start from.
+    Where they take more than ``most_bytes`` (0: no bound) fewer stay, but ``least`` at least.
     """
 
-    def __init__(self, folder: Path | str, keep: int = 4):
+    def __init__(self, folder: Path | str, keep: int = 4, *, most_bytes: float = 0, least: int = 2):
         self.folder = Path(folder).absolute()
-        self.keep = keep
+        self.keep, self.most_bytes, self.least = keep, most_bytes, least
 
     def publish(
         self,
@@ -139,13 +141,21 @@ class WeightStore:
 
     def _prune(self) -> None:
         versions = self.versions()
-        cut = max(len(versions) - self.keep, 0)
-        while cut > 0 and not (self._path(versions[cut]) / MANIFEST).exists():
-            cut -= 1  # the oldest that stays must be there in full, or start from one that is
-        for version in versions[:cut]:
+        for version in versions[: self._doomed(versions)]:
             _set_aside(self._path(version))
         for doomed in self.folder.glob(".v*.old"):
             shutil.rmtree(doomed, ignore_errors=True)
+
+    def _doomed(self, versions: list[Version]) -> int:
+        """How many of the oldest go."""
+        cut = max(len(versions) - self.keep, 0)
+        if self.most_bytes:
+            taken = list(accumulate(sum(self.nbytes(version)) for version in reversed(versions)))
+            fit = sum(nbytes <= self.most_bytes for nbytes in taken)
+            cut = max(cut, len(versions) - max(fit, self.least))
+        while cut > 0 and not (self._path(versions[cut]) / MANIFEST).exists():
+            cut -= 1  # the oldest that stays must be there in full, or start from one that is
+        return cut
 
 
 def _set_aside(folder: Path) -> None:

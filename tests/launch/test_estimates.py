@@ -70,6 +70,10 @@ def test_disk_counts_what_is_there_while_the_next_is_written():
     config = schema.default_config()
     config.checkpoint.keep, config.weights.keep, config.weights.dtype = 2, 4, "float32"
     assert estimates.disk_bytes(config, 1000, ALL) == 3 * 12_000 + 5 * 4_000 + 2_000
+    config.weights.keep_gib = 1e-9  # as many as must be there
+    config.weights.keep = 20
+    assert estimates.disk_bytes(config, 1000, ALL) == 3 * 12_000 + (10 + 1) * 4_000 + 2_000
+    config.weights.keep_gib, config.weights.keep = 0.0, 4
     config.trainer.max_steps, config.checkpoint.every, config.checkpoint.keep_every = 100, 20, 30
     assert estimates.disk_bytes(config, 1000, ALL) == (3 + 2) * 12_000 + 5 * 4_000 + 2_000  # steps 0 and 60 as well
     config.checkpoint.keep_every = 0

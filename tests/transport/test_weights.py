@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from intellect_jax.files import sealed, unseal
-from intellect_jax.transport import weights
+from intellect_jax.transport import changes, weights
+from intellect_jax.transport.deltas import Changed
 from intellect_jax.transport.reading import WeightError
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
@@ -78,6 +79,28 @@ def test_keeps_the_newest_and_a_later_lineage_is_newer(tmp_path):
     assert store.latest() == Version(1, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v0-10", "v1-5"]
     assert store.manifest_path(Version(1, 5)).exists()
+
+
+def test_keeps_fewer_where_bytes_are_bounded_but_never_fewer_than_the_least(tmp_path):
+    one = WeightStore(tmp_path / "one")
+    one.publish(Version(0, 0), some_tensors().items())
+    size = sum(one.nbytes(Version(0, 0)))
+    for most, least, left in ((3.5, 2, 3), (3.0, 2, 3), (0.5, 2, 2), (0.5, 4, 4), (9.0, 2, 5), (0, 2, 5)):
+        store = WeightStore(tmp_path / f"{most}-{least}", keep=5, most_bytes=most * size, least=least)
+        for number in range(7):
+            store.publish(Version(0, number), some_tensors().items())
+        assert store.versions() == [Version(0, number) for number in range(7 - left, 7)], (most, least)
+
+
+def test_a_bound_on_bytes_keeps_what_the_oldest_delta_starts_from(tmp_path):
+    store = WeightStore(tmp_path, keep=9, most_bytes=1, least=2)
+    store.publish(Version(0, 0), some_tensors().items())
+    store.publish(Version(0, 1), some_tensors().items())
+    nothing = [Changed(name, a.dtype, a.shape, changes.find(a, a)) for name, a in some_tensors().items()]
+    for number in (2, 3, 4):
+        store.publish(Version(0, number), None, delta=(Version(0, number - 1), nothing))
+    assert store.versions() == [Version(0, number) for number in (1, 2, 3, 4)]
+    assert_same(store.read(store.manifest_path(Version(0, 4))), some_tensors())
 
 
 def test_a_version_is_made_once(tmp_path):

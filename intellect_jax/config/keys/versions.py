@@ -9,6 +9,12 @@ WEIGHTS: Section = {
     "dtype": Key("bfloat16", "dtype of published weights", one_of("bfloat16", "float32")),
     "deltas": Key(True, "publish what changed, where that is fewer bytes (bfloat16, no LoRA)"),
     "keep": Key(10, "published versions kept on disk, and those that the oldest needs", at_least(2)),
+    "keep_gib": Key(
+        0.0,
+        "disk that published versions may take, GiB: beyond it the oldest go, but never the newest "
+        "orchestrator.max_off_policy_steps + 2 and those that they need (0: no bound)",
+        at_least(0.0),
+    ),
     "transport": Key(
         "folder",
         "how versions reach samplers: through a folder that all see, or from the trainer and from each other over HTTP",
