@@ -1,4 +1,5 @@
-"""The demo on two real vLLM servers, of which one is killed and the other is frozen for a minute.
+"""The demo on two real vLLM servers: one is killed, one reads and samples slowly for half a minute, one is frozen for a
+minute, and the disk is full for half a minute (where this user may mount one).
 
     make vllm
     python -m evidence.vllm_fleet
@@ -18,6 +19,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,10 @@ from intellect_jax.monitor.metrics import read_metrics
 
 RESULTS = ROOT / "evidence" / "results" / "vllm_fleet.json"
 CONFIG = "configs/debug_vllm_cpu.py"
-KILLED_AT, FROZEN_AT = 40, 90  # RL steps
-FREEZE = 60.0  # seconds
+KILLED_AT, SLOW_AT, FROZEN_AT, FULL_AT = 30, 60, 90, 125  # RL steps
+SLOW, FREEZE, FULL = 30.0, 60.0, 30.0  # seconds
+PERIOD, AWAKE = 1.0, 0.2  # seconds: of a slow server, and how much of them it runs
+DISK = 2048  # MiB
 TIMEOUT = 1800.0
 
 
@@ -57,6 +62,18 @@ def family(run_dir: Path, index: int) -> list[int]:
 def send(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         os.kill(pid, number)
+
+
+@contextmanager
+def disk(folder: Path) -> Iterator[bool]:
+    """A disk of its own at ``folder``; False where this user may not mount one."""
+    words = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "none", str(folder)]
+    mounted = subprocess.run(words, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def kill(run_dir: Path) -> dict[str, Any]:
@@ -86,15 +103,43 @@ def freeze(run_dir: Path) -> dict[str, Any]:
     return {"at_step": at, "seconds": FREEZE, "steps_meanwhile": meanwhile}
 
 
+def slow(run_dir: Path) -> dict[str, Any]:
+    """Server 1 gets a fifth of its time; returns what was trained meanwhile."""
+    at, pids, begun = steps_done(run_dir), family(run_dir, 1), time.monotonic()
+    while time.monotonic() - begun < SLOW:
+        send(pids, signal.SIGSTOP)
+        time.sleep(PERIOD - AWAKE)
+        send(pids, signal.SIGCONT)
+        time.sleep(AWAKE)
+    return {"at_step": at, "seconds": SLOW, "steps_meanwhile": steps_done(run_dir) - at}
+
+
+def fill(run_dir: Path) -> dict[str, Any]:
+    """Nothing is left on the disk; returns what was trained meanwhile."""
+    at, filling = steps_done(run_dir), run_dir.parent / "filling"
+    with filling.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    time.sleep(FULL)
+    meanwhile = steps_done(run_dir) - at
+    filling.unlink()
+    return {"at_step": at, "seconds": FULL, "steps_meanwhile": meanwhile}
+
+
+EVENTS = {"killed": (KILLED_AT, kill), "slow": (SLOW_AT, slow), "frozen": (FROZEN_AT, freeze), "full": (FULL_AT, fill)}
+
+
 def _reached(run_dir: Path, step: int, process: subprocess.Popen[bytes]) -> bool:
     return steps_done(run_dir) >= step or process.poll() is not None
 
 
-def run(run_dir: Path) -> dict[str, Any]:
+def run(run_dir: Path, names: list[str]) -> dict[str, Any]:
+    """One run with the events of these names, and what came of it."""
     begun = time.monotonic()
     process = start(run_dir, "--fresh", config=CONFIG)
     events = {}
-    for name, step, event in (("killed", KILLED_AT, kill), ("frozen", FROZEN_AT, freeze)):
+    for name in names:
+        step, event = EVENTS[name]
         wait_for(partial(_reached, run_dir, step, process), f"step {step}", TIMEOUT)
         events[name] = event(run_dir)
     code = process.wait(TIMEOUT)
@@ -104,17 +149,22 @@ def run(run_dir: Path) -> dict[str, Any]:
     summary = json.loads((run_dir / "summary.json").read_text())
     books = read_books(run_dir)
     shown = {k: v for k, v in summary.items() if k.startswith("eval_") or k in ("steps", "process_deaths", "sampler")}
-    log = (run_dir / "logs" / "orchestrator.log").read_text()
     return {
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "seconds": round(time.monotonic() - begun),
         **events,
         **shown,
-        "said": [line for line in out.splitlines() if re.search(r"sampler-\d", line)][-12:],
-        "orchestrator_warnings": [line for line in log.splitlines() if " WARNING " in line][-12:],
+        "said": [line for line in out.splitlines() if re.search(r"sampler-\d|disk", line)][-16:],
+        "trainer_warnings": _warnings(run_dir, "trainer"),
+        "orchestrator_warnings": _warnings(run_dir, "orchestrator"),
         "complaints": complaints(books, get_config().trainer.max_steps),
         **{k: v for k, v in books.items() if k != "steps"},
     }
+
+
+def _warnings(run_dir: Path, role: str) -> list[str]:
+    log = (run_dir / "logs" / f"{role}.log").read_text()
+    return [line for line in log.splitlines() if " WARNING " in line][-24:]
 
 
 def main() -> None:
@@ -122,8 +172,9 @@ def main() -> None:
     if RESULTS.exists() and json.loads(RESULTS.read_text())["recipe"] == recipe:
         print("already there")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        result = {"recipe": recipe, **run(Path(folder) / "run")}
+    with tempfile.TemporaryDirectory() as folder, disk(Path(folder)) as mounted:
+        names = [name for name in EVENTS if mounted or name != "full"]
+        result = {"recipe": recipe, **run(Path(folder) / "run", names)}
     write_json(RESULTS, result)
     print(json.dumps(result, indent=2))
 

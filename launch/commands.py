@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -222,7 +223,9 @@ def _supervise(resolved: Resolved, wanted: tuple[str, ...]) -> int:
     console = Console(Progress(config.sft.steps, config.trainer.max_steps), run_dir, sys.stdout)
 
     def on_death(name: str, death: Death) -> None:
-        metrics.log(None, {f"deaths/{name}": 1, "process/exit_code": death.exit_code, "process/lived_s": death.lived})
+        with contextlib.suppress(OSError):  # a full disk, of which it may have died
+            values = {f"deaths/{name}": 1, "process/exit_code": death.exit_code, "process/lived_s": death.lived}
+            metrics.log(None, values)
 
     console.say(f"{run_dir}: {', '.join(spec.name for spec in specs)}; logs in {run_dir / 'logs'}")
     metrics.log(None, {"run/started": 1})

@@ -15,6 +15,7 @@ from launch import processes
 from launch.exit_codes import DONE, FAILED, HOPELESS, START_ME_AGAIN, WRONG_INPUT
 from launch.heartbeats import Pulse
 from launch.restarts import Death, RestartPolicy
+from launch.room import PATIENCE, Room
 
 POLL = 0.1  # seconds between two looks at the processes
 SERVICE_GRACE = 10.0  # seconds that a service gets between SIGTERM and SIGKILL
@@ -59,7 +60,8 @@ class Supervisor:
     With a folder of ``heartbeats`` each role must write the file of its name there about every second; one that is
     silent for ``heartbeat_timeout`` seconds (stopped, or the machine swaps) is killed, and so started again.
 
-    When a role of a group dies, the others of the group are ended, and all are started again together.
+    When a role of a group dies, the others of the group are ended, and all are started again together. While the disk
+    of ``logs`` is full nothing is started again, for ``patience`` seconds at most.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Supervisor:
         say: Callable[[str], None] = print,
         tick: Callable[[], None] = lambda: None,
         on_death: Callable[[str, Death], None] = lambda name, death: None,
+        patience: float = PATIENCE,
     ):
         self._roles = [_Role(spec, logs / f"{spec.name}.log") for spec in specs]
         self._stop_timeout = stop_timeout
@@ -80,6 +83,7 @@ class Supervisor:
         self._say = say
         self._tick = tick
         self._on_death = on_death
+        self._room = Room(logs.parent, say, patience)
         self._signals = 0
 
     def run(self) -> int:
@@ -143,7 +147,10 @@ class Supervisor:
                 role.finished = True
                 return None
             return self._after_death(role, exit_code)
-        if role.restart_at is not None and time.monotonic() >= role.restart_at:
+        now = time.monotonic()
+        if role.restart_at is not None and now >= role.restart_at:
+            if not self._room.is_there(now):
+                return self._give_up(now) if self._room.given_up(now) else None
             self._start(role)
             if not role.spec.service:
                 self._start_finished_again()
@@ -183,8 +190,7 @@ class Supervisor:
         delay = role.spec.policy.delay(sorted((d for r in (role, *peers) for d in r.deaths), key=lambda d: d.time))
         if delay is None:
             self._say(f"{what}: it does not stay up, so the run ends")
-            self._explain_failure(now)
-            return FAILED
+            return self._give_up(now)
         reason = f": {words.splitlines()[-1][:200]}" if exit_code > 0 and words else ""  # a kill leaves no word
         others = ", ".join(peer.name for peer in peers)
         again = f"; ending {others} and starting all again in " if peers else "; starting it again in "
@@ -199,7 +205,7 @@ class Supervisor:
         group = role.spec.group
         return [each for each in self._roles if group and each is not role and each.spec.group == group]
 
-    def _explain_failure(self, now: float) -> None:
+    def _give_up(self, now: float) -> int:
         """Shows the first death of the whole episode: later ones are often its consequences."""
         recent = [
             (death, role)
@@ -211,6 +217,7 @@ class Supervisor:
         self._say(f"First to die was {role.name}, with {processes.describe_exit(death.exit_code)}:")
         self._say(death.last_words or "(nothing in its log)")
         self._say(f"log: {role.log}")
+        return FAILED
 
     def _end_in_order(self) -> None:
         """Each working role finishes its step and saves, one by one in the given order; then the services end."""

@@ -16,6 +16,9 @@ from evidence.strikes import ROLES, ROOT, pid_of, said, start, steps_done, strik
 from intellect_jax.monitor.metrics import read_metrics
 from intellect_jax.monitor.summary import surviving
 from intellect_jax.transport.weights import WeightStore
+from tests.disks import fill, small_disk
+
+__all__ = ["small_disk"]
 
 # Those that are slow as well run in `make test-all` too.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
@@ -69,6 +72,20 @@ def test_a_killed_role_costs_no_task_and_no_step(role, tmp_path, begin):
         strike(role, run_dir, signal.SIGKILL)
         time.sleep(1)
     assert finish(process, run_dir)["process_deaths"] >= KILLS
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_costs_no_task_and_no_step(small_disk, begin):
+    run_dir = small_disk / "run"
+    process = begin(run_dir, *SMALL)
+    at_step(run_dir, 4)
+    filling = fill(small_disk)
+    time.sleep(20)
+    done = steps_done(run_dir)
+    filling.unlink()
+    summary = finish(process, run_dir)
+    logs = "".join((run_dir / "logs" / f"{role}.log").read_text() for role in ("trainer", "orchestrator"))
+    assert done < STEPS and "room on the disk" in said(run_dir) + logs, summary
 
 
 def test_a_killed_supervisor_leaves_nothing_behind_and_the_same_command_goes_on(tmp_path, begin):

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import xxhash
 
 from intellect_jax.files import sealed, unseal, write_text
+from intellect_jax.monitor.room import wait_for_room
 from intellect_jax.parallel.processes import everywhere, list_of_first, meet
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,11 @@ class Checkpoints:
     def save(self, step: int, state: Any, ledger: dict[str, Any]) -> None:
         """Copies ``state`` (a pytree of arrays) off the devices and returns; writing goes on in the background.
 
-        ``state`` may be donated afterwards. Waits for the save before it, and raises what went wrong there.
+        ``state`` may be donated afterwards. Waits for room on the disk and for the save before it, and raises what went
+        wrong there.
         """
+        share = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
+        wait_for_room(self.folder, share, f"the checkpoint of step {step}")
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), ledger=ocp.args.JsonSave(ledger))
         if not self._manager.save(step, args=items, force=True):
             raise CheckpointError(f"{self.folder}: step {step} was not saved")

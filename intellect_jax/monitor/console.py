@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -112,15 +113,13 @@ class Console:
     def say(self, text: str) -> None:
         """A message above the live line."""
         self._clear()
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._write(text + "\n")
 
     def finish(self) -> None:
         """Leaves the last state as a plain line."""
         self._read()
         self._clear()
         self._print_if_new()
-        self._stream.flush()
 
     def _read(self) -> None:
         for row in self._tail.new_rows():
@@ -131,20 +130,27 @@ class Console:
         news = str([part for part in parts if part[0] not in ("left", "tokens/s")])
         if news != self._shown:
             self._shown = news
-            self._stream.write(plain(parts) + "\n")
-            self._stream.flush()
+            self._write(plain(parts) + "\n")
 
     def _draw(self) -> None:
         parts = self._progress.parts(time.time())
         width = shutil.get_terminal_size().columns - 1
         while len(parts) > 1 and len(plain(parts)) > width:
             parts.pop()
-        self._stream.write("\r\x1b[K" + (coloured(parts) if self._colours else plain(parts)))
-        self._stream.flush()
+        self._write("\r\x1b[K" + (coloured(parts) if self._colours else plain(parts)))
 
     def _clear(self) -> None:
         if self._live:
-            self._stream.write("\r\x1b[K")
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        """What a full disk does not take now waits in the stream's buffer (8 KiB) for the next time."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
 
 
 def plain(parts: list[tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ its own, and it waits on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import json
 import logging
@@ -89,8 +90,10 @@ class Watchdog:
             begun = time.monotonic()
             try:
                 self._beat()
-            except OSError as error:  # a full disk: the supervisor will see it from the file's age
+            except OSError as error:  # a full disk: what it does stays unsaid, that it lives does not
                 log.warning("no heartbeat: %s", error)
+                with contextlib.suppress(OSError):
+                    os.utime(self._file)
             if time.monotonic() - self._moved > self._timeout:
                 self._stands_still()
             time.sleep(BEAT)

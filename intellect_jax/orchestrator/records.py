@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from intellect_jax.monitor.room import wait_for_room
 from intellect_jax.types import Rollout
 
 
@@ -17,6 +18,7 @@ def write_rollouts(folder: Path, name: str, rollouts: list[Rollout]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.parquet"
     work = folder / f".{name}.parquet.tmp"
+    wait_for_room(folder, 0, name)
     pq.write_table(pa.Table.from_pylist([_row(r) for r in rollouts]), work)
     os.replace(work, path)
     return path

@@ -12,6 +12,7 @@ from intellect_jax.bridge.policy import Policy
 from intellect_jax.bridge.published import Published
 from intellect_jax.bridge.save import policy_tensors
 from intellect_jax.config import makes_deltas
+from intellect_jax.monitor.room import wait_for_room
 from intellect_jax.parallel.processes import gathered, meet
 from intellect_jax.transport.changes import TooMany
 from intellect_jax.transport.deltas import Changed
@@ -52,6 +53,7 @@ class Publisher:
             self._since_full = 0.0
         base, self._version = self._version, version
         part, parts = jax.process_index(), jax.process_count()
+        wait_for_room(self.store.folder, int((full * whole + pays * nbytes) / parts), f"version {version}")
         return self.store.publish(
             version,
             policy_tensors(policy, self._dtype, part, parts) if full else None,

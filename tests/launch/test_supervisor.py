@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from launch.supervisor import RoleSpec, Supervisor
+from tests.disks import small_disk
+
+__all__ = ["small_disk"]
 
 SERVICE = """
 import os, pathlib, signal, sys, time
@@ -238,6 +242,41 @@ def test_kills_what_a_role_left_behind(tmp_path):
     code, _ = supervise([role("trainer", leaves_child, tmp_path)], tmp_path)
     assert code == 0
     wait_for(lambda: not alive(int((tmp_path / "child").read_text())))
+
+
+FILLS_ONCE = """
+    import pathlib, sys
+    folder = pathlib.Path(sys.argv[1])
+    with open(folder / "tries", "a") as file: file.write("x")
+    if len((folder / "tries").read_text()) == 1:
+        with open(folder / "filling", "wb", buffering=0) as file:
+            while True: file.write(bytes(1 << 16))
+"""
+
+
+def test_nothing_starts_again_before_a_full_disk_has_room(small_disk):
+    def make_room():
+        wait_for(lambda: "is full" in "".join(said))
+        time.sleep(1)
+        (small_disk / "filling").unlink()
+
+    said: list[str] = []
+    helper = threading.Thread(target=make_room)
+    helper.start()
+    specs = [role("trainer", FILLS_ONCE, small_disk)]
+    assert Supervisor(specs, small_disk / "logs", stop_timeout=5.0, say=said.append).run() == 0
+    helper.join(10)
+    assert (small_disk / "tries").read_text() == "xx"
+    full, again = (next(i for i, line in enumerate(said) if what in line) for what in ("is full, 0 MiB", "room on the"))
+    assert full < again and sum("the disk of" in line.lower() for line in said) == 2, said
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_the_first_cause(small_disk):
+    said: list[str] = []
+    specs = [role("trainer", FILLS_ONCE, small_disk)]
+    assert Supervisor(specs, small_disk / "logs", stop_timeout=5.0, say=said.append, patience=1.0).run() == 1
+    assert (small_disk / "tries").read_text() == "x"
+    assert "First to die was trainer" in "".join(said) and "ends in 1 s unless there is room" in "".join(said)
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ from intellect_jax.monitor import console as module
 from intellect_jax.monitor.console import Console, Progress, plain
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.monitor.text import duration
+from tests.disks import fill, small_disk
+
+__all__ = ["small_disk"]
 
 
 def step(time: float, number: int, role: str = "trainer", **values: float) -> dict:
@@ -104,3 +107,17 @@ def test_the_last_state_stays(tmp_path):
     Metrics(tmp_path, "trainer").log(7, {"reward/mean": 0.25})
     console.finish()
     assert out.getvalue() == "starting\nstep 7/100  reward 0.250\n"
+
+
+def test_a_full_disk_does_not_stop_the_console_and_loses_no_line(small_disk):
+    out = small_disk / "out"
+    with out.open("w") as stream:
+        console = Console(Progress(0, 10), small_disk / "run", stream)
+        console.say("before")
+        filling = fill(small_disk)
+        for number in range(60):
+            console.say(f"line {number} " + "x" * 80)
+        filling.unlink()
+        console.say("after")
+    lines = out.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and len(lines) == 62
