@@ -7,10 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.checkpoint import Checkpoints
+from intellect_jax.bridge.shape import model_config
 from intellect_jax.errors import UserError
 from intellect_jax.models.lora_shape import Lora
 from intellect_jax.parallel.mesh import spread
-from intellect_jax.trainer.setup import abstract_trained, export_policy, initial_params, make_policy, model_config
+from intellect_jax.trainer.setup import abstract_trained, export_policy, initial_params, make_policy
 
 
 def main(config: ConfigDict, run_dir: Path, out_dir: Path, checkpoint: str = "") -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "from_plain",
     "get",
     "makes_deltas",
+    "replays_experts",
     "to_plain",
     "validate",
     "walk",
@@ -91,3 +92,9 @@ def makes_deltas(config: ConfigDict) -> bool:
     """Whether versions are published as what changed, for which a trainer keeps the last one on its devices."""
     weights = config.weights
     return bool(weights.deltas and weights.dtype == "bfloat16" and not config.lora.rank and config.trainer.max_steps)
+
+
+def replays_experts(config: ConfigDict) -> bool:
+    """Whether samplers hand over the experts that they chose. vLLM does where it has Triton: on GPUs."""
+    able = config.sampler.backend == "jax" or config.sampler.platform in ("", "cuda")
+    return bool(config.trainer.router_replay and able)

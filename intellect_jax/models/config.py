@@ -89,6 +89,11 @@ class ModelConfig:
         """For every layer in order: is it a mixture of experts."""
         return tuple(self._is_moe(i) for i in range(self.num_hidden_layers))
 
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Which layers are mixtures of experts."""
+        return tuple(layer for layer, moe in enumerate(self.moe_pattern) if moe)
+
     def _is_moe(self, layer: int) -> bool:
         if self.router == "none" or layer < self.first_k_dense_replace or layer in self.mlp_only_layers:
             return False

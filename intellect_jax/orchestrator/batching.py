@@ -28,10 +28,10 @@ def make_batch(step: int, groups: list[Group], config: ConfigDict, routed_shape:
     )
 
 
-def batch_metrics(groups: list[Group], dropped: Counter[str], found: int) -> dict[str, Any]:
+def batch_metrics(groups: list[Group], dropped: Counter[str], found: int, replay: bool = False) -> dict[str, Any]:
     """What the orchestrator counted since the last batch, under grouped names.
 
-    ``found``: how many batches lay ready when the trainer last asked for one.
+    ``found``: how many batches lay ready when the trainer last asked for one. ``replay``: samplers hand over experts.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = np.array([r.reward for r in rollouts])
@@ -49,7 +49,12 @@ def batch_metrics(groups: list[Group], dropped: Counter[str], found: int) -> dic
         "rollouts/forked": float(np.mean([len(r.branches()) > 1 for r in rollouts])),
         "rollouts/seconds": float(np.mean([_seconds(r) for r in rollouts])),
         "queue/size": found,
+        **({"rollouts/without_routes": float(np.mean([_lacks_routes(r) for r in rollouts]))} if replay else {}),
     }
+
+
+def _lacks_routes(rollout: Rollout) -> bool:
+    return any(node.routed_experts is None for node in rollout.nodes)
 
 
 def _seconds(rollout: Rollout) -> float:

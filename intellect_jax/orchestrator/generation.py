@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,8 @@ class Generation:
     """``logprobs`` (natural log, at the sampling temperature) and ``versions`` run along ``token_ids``.
 
     ``routed_experts``: int16 [prompt + generated - 1, L, K], the experts of every token that was processed (the last
-    one was not); None when not asked for.
+    one was not); L are the MoE layers, or all layers where ``of_all_layers``: vLLM names them all. None when not asked
+    for, or when vLLM's are of another number of tokens.
     """
 
     token_ids: list[int]
@@ -32,6 +34,7 @@ class Generation:
     lineage: int
     finish_reason: str  # stop or length
     routed_experts: np.ndarray | None = None
+    of_all_layers: bool = False
 
 
 def lacks_weights(answer: dict[str, Any]) -> bool:
@@ -53,10 +56,12 @@ def parse_generation(answer: dict[str, Any], prompt_length: int, sampling_params
         raise BadGeneration(f"malformed answer: {error!r}") from error
     _check_tokens(token_ids, named, logprobs, finish, sampling_params)
     lineage, versions = _token_versions(spans, len(token_ids))
-    routed = None
-    if sampling_params.get("return_routed_experts"):
-        routed = _routed_experts(choice, prompt_length + len(token_ids) - 1)
-    return Generation(token_ids, logprobs, versions, lineage, finish, routed)
+    routed, processed, vllms = None, prompt_length + len(token_ids) - 1, isinstance(choice.get("routed_experts"), str)
+    if vllms:
+        routed = _vllms_experts(choice["routed_experts"], processed)
+    elif sampling_params.get("return_routed_experts"):
+        routed = _routed_experts(choice, processed)
+    return Generation(token_ids, logprobs, versions, lineage, finish, routed, vllms)
 
 
 def _check_tokens(
@@ -101,3 +106,14 @@ def _routed_experts(choice: dict[str, Any], tokens: int) -> np.ndarray:
     if routed.ndim != 3 or routed.shape[0] != tokens or (routed < 0).any():
         raise BadGeneration(f"routed_experts of shape {routed.shape} for {tokens} processed tokens")
     return routed.astype(np.int16)
+
+
+def _vllms_experts(text: str, tokens: int) -> np.ndarray | None:
+    """Of vLLM's .npy in base64, uint8 or uint16. None where they do not belong to these tokens one by one."""
+    try:
+        routed = np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise BadGeneration(f"malformed routed_experts: {error!r}") from error
+    if routed.ndim != 3 or routed.dtype.kind not in "iu":
+        raise BadGeneration(f"routed_experts of shape {routed.shape}, {routed.dtype}")
+    return routed.astype(np.int16) if routed.shape[0] == tokens else None

@@ -11,7 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from intellect_jax.bridge.shape import model_config
 from intellect_jax.bridge.tokenizer import load_tokenizer
+from intellect_jax.config import replays_experts
 from intellect_jax.files import write_json
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.metrics import Metrics
@@ -66,9 +68,10 @@ class Orchestrator:
     def __init__(self, config: ConfigDict, run_dir: Path, fleet: Fleet, jobs: JobPool):
         self.config, self.run_dir, self.fleet, self.jobs = config, run_dir, fleet, jobs
         self.metrics = Metrics(run_dir, "orchestrator", tensorboard=config.monitor.tensorboard)
-        replay = config.trainer.router_replay and config.sampler.backend == "jax"
+        moe_layers = model_config(config, run_dir).moe_layers
         self.ahead: deque[dict[str, Any]] = deque()  # what the trainer said that is not handled yet
-        self.runner = RolloutRunner(config, load_tokenizer(run_dir / "tokenizer"), fleet, jobs, replay)
+        tokenizer, replay = load_tokenizer(run_dir / "tokenizer"), replays_experts(config) and bool(moe_layers)
+        self.runner = RolloutRunner(config, tokenizer, fleet, jobs, replay, moe_layers)
 
     async def prepare(self) -> None:
         """Asks the environments for their sizes."""
@@ -118,7 +121,7 @@ class Orchestrator:
     async def cut(self, step: int, groups: list[Group], dropped: Counter[str]) -> None:
         """Makes batch ``step`` of the groups and queues it with the ledger as of now."""
         epoch, ledger = self.server.epoch, self.scheduler.ledger()
-        metrics = batch_metrics(groups, dropped, self.server.found) | self.fleet.figures()
+        metrics = batch_metrics(groups, dropped, self.server.found, self.runner.replay) | self.fleet.figures()
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         await asyncio.to_thread(write_rollouts, self.run_dir / "rollouts", f"step-{step:06d}", rollouts)
         batch = await asyncio.to_thread(make_batch, step, groups, self.config, self._routed_shape(groups))
@@ -199,7 +202,8 @@ class Orchestrator:
         return f"waiting for the trainer to get on with batch {scheduler.next_step - 1}", mark, "trainer"
 
     def _routed_shape(self, groups: list[Group]) -> tuple[int, int] | None:
-        routed = groups[0].rollouts[0].nodes[0].routed_experts
+        nodes = (node for group in groups for rollout in group.rollouts for node in rollout.nodes)
+        routed = next((node.routed_experts for node in nodes if node.routed_experts is not None), None)
         return None if routed is None else (routed.shape[1], routed.shape[2])
 
 

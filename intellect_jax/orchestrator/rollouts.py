@@ -45,6 +45,7 @@ class RolloutRunner:
     fleet: Fleet
     jobs: JobPool
     replay: bool  # ask the sampler for the experts of each token
+    moe_layers: tuple[int, ...] = ()  # those among all layers that are mixtures of experts
 
     async def prompt(self, task: Task) -> Opening:
         """How the task's conversations begin."""
@@ -95,7 +96,7 @@ class RolloutRunner:
             "max_tokens": self.config.orchestrator.max_new_tokens,
             "temperature": rollout.temperature,
             "stop_token_ids": sorted(endings(self.tokenizer).ids),
-            "return_routed_experts": self.replay,
+            "return_routed_experts": self.replay and self.config.sampler.backend == "jax",  # vLLM is started to
         }
         seed = request_seed(self.config.seed, rollout.task, rollout.sample_index)
         generation = await self.fleet.generate(history, params, seed, conversation)
@@ -109,8 +110,9 @@ class RolloutRunner:
         parent = len(rollout.nodes) - 1
         answer = Node("assistant", text, generation.token_ids, parent, True, generation.logprobs, generation.versions)
         rollout.nodes.append(answer)
-        if generation.routed_experts is not None:
-            _share_routes(rollout, generation.routed_experts)
+        routes = generation.routed_experts
+        if self.replay and routes is not None:
+            _share_routes(rollout, routes[:, self.moe_layers] if generation.of_all_layers else routes)
 
     async def _env(self, task: Task, method: str, payload: dict[str, Any]) -> Any:
         return await self.jobs.call(task.env, method, payload, timeout=self.config.environments.timeout)

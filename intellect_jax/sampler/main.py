@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
-from intellect_jax.bridge.huggingface import load_config
+from intellect_jax.bridge.shape import model_config
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.monitor import watchdog
@@ -40,10 +40,7 @@ TOKEN_VARIABLE = "INTELLECT_JAX_ADMIN_TOKEN"
 def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
     """Serves ``url``, or ``config.sampler.urls[index]``, until SIGTERM or SIGINT (0), or the engine fails (1)."""
     tokenizer = load_tokenizer(run_dir / "tokenizer")
-    if config.model.path:
-        model = load_config(config.model.path)
-    else:
-        model = ModelConfig.from_config(config.model, len(tokenizer))
+    model = model_config(config, run_dir)
     url = url or config.sampler.urls[index]
     intake = Intake(folder_of(config.weights.cache, run_dir, f"sampler-{index}"), urlsplit(url).hostname)
     state = make_state(config, model, tokenizer, intake)

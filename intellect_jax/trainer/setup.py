@@ -16,12 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.adapter import save_adapter
-from intellect_jax.bridge.huggingface import load_config
 from intellect_jax.bridge.load import load_pretrained
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.bridge.save import save_pretrained
+from intellect_jax.bridge.shape import model_config
 from intellect_jax.bridge.source import Source, find_folder
-from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora import Adapter, abstract_adapter, adapter_axes, init_adapter
 from intellect_jax.models.lora_shape import Lora, refuse_absent
@@ -101,13 +100,6 @@ class Trainer:
         if "routed_experts" in wanted and "routed_experts" not in arrays:  # supervised batches: no replay
             arrays["routed_experts"] = np.full((*batch.shape, *wanted["routed_experts"].shape[3:]), -1, np.int16)
         return {name: place(arrays[name], spec.sharding, self.share) for name, spec in wanted.items()}
-
-
-def model_config(config: ConfigDict, run_dir: Path) -> ModelConfig:
-    """The policy's shape: of ``model.path``, or of the ``model`` section with the run's tokenizer."""
-    if config.model.path:
-        return load_config(config.model.path)
-    return ModelConfig.from_config(config.model, len(load_tokenizer(run_dir / "tokenizer")))
 
 
 def initial_params(config: ConfigDict, cfg: ModelConfig, mesh: Mesh | None, frozen: bool = False) -> Params:

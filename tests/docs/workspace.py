@@ -23,10 +23,10 @@ def make(clone: Path) -> None:
     from intellect_jax.bridge import Policy, save_pretrained
     from intellect_jax.bridge.checkpoint import Checkpoints
     from intellect_jax.bridge.huggingface import to_hf
+    from intellect_jax.bridge.shape import model_config
     from intellect_jax.models.transformer import abstract_params
     from intellect_jax.monitor.summary import write_summary
     from intellect_jax.orchestrator.records import write_rollouts
-    from intellect_jax.trainer.setup import model_config
     from intellect_jax.transport.weights import WeightStore
     from intellect_jax.types import Node, Rollout, Task, Version
     from launch import configuration, preparation, rundir

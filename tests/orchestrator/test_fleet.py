@@ -1,6 +1,8 @@
 """The fleet's client against real servers, including ones that fail, hang up and lose their weights."""
 
 import asyncio
+import base64
+import io
 import json
 import math
 
@@ -72,6 +74,30 @@ def test_routed_experts_must_cover_every_processed_token():
         sound["choices"][0]["routed_experts"] = routes
         with pytest.raises(BadGeneration, match="routed_experts"):
             parse_generation(sound, 3, {"max_tokens": 2, "return_routed_experts": True})
+
+
+def npy(array):
+    """As vLLM sends arrays."""
+    with io.BytesIO() as buffer:
+        np.save(buffer, array)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_vllms_routed_experts_are_read_where_they_belong_to_the_tokens():
+    routes = np.arange(4 * 3 * 2).reshape(4, 3, 2).astype(np.uint8)  # 3 tokens of prompt, 2 sampled
+    got = {}
+    for name, given in {"right": routes, "wide": routes.astype(np.uint16), "short": routes[1:]}.items():
+        sound = answer()
+        sound["choices"][0]["routed_experts"] = npy(given)
+        got[name] = parse_generation(sound, 3, {"max_tokens": 2})
+        assert got[name].of_all_layers
+    np.testing.assert_array_equal(got["right"].routed_experts, routes)
+    np.testing.assert_array_equal(got["wide"].routed_experts, routes)
+    assert got["right"].routed_experts.dtype == np.int16 and got["short"].routed_experts is None
+    for wrong in ("", "AAAA", npy(routes[0]), npy(routes.astype(np.float32))):
+        sound["choices"][0]["routed_experts"] = wrong
+        with pytest.raises(BadGeneration, match="routed_experts"):
+            parse_generation(sound, 3, {"max_tokens": 2})
 
 
 def test_a_whole_fleet_takes_an_update_and_generates(manifests):

@@ -1,6 +1,7 @@
 """Conversations of several turns under Qwen3's rules: the real runner, renderer and environment; scripted answers."""
 
 import asyncio
+import dataclasses
 
 import numpy as np
 import pytest
@@ -86,9 +87,20 @@ def config():
     return config
 
 
-def play(config, tokenizer, answers):
-    fleet = Fleet(tokenizer, answers)
-    runner = RolloutRunner(config, tokenizer, fleet, Jobs(), replay=False)
+class Routing(Fleet):
+    """Hands over experts as vLLM does: of all layers, numbered so that each place shows; at every second call none."""
+
+    async def generate(self, token_ids, params, seed, conversation):
+        generation = await super().generate(token_ids, params, seed, conversation)
+        tokens = len(token_ids) + len(generation.token_ids) - 1
+        routes = np.arange(tokens, dtype=np.int16)[:, None, None] + 1000 * np.arange(3, dtype=np.int16)[:, None]
+        routed = np.broadcast_to(routes, (tokens, 3, 2)) if len(self.prompts) != 2 else None
+        return dataclasses.replace(generation, routed_experts=routed, of_all_layers=True)
+
+
+def play(config, tokenizer, answers, fleet=Fleet, **replay):
+    fleet = fleet(tokenizer, answers)
+    runner = RolloutRunner(config, tokenizer, fleet, Jobs(), **{"replay": False, **replay})
 
     async def main():
         return await runner.run(TASK, await runner.prompt(TASK), 0, 1.0)
@@ -115,6 +127,20 @@ def test_old_reasoning_forks_and_tool_results_do_not(config, tokenizer):
     for sample in (kept, fresh):
         np.testing.assert_array_equal(sample.sampler_logprobs, np.where(sample.loss_mask, -1, 0))
     assert batch_metrics([Group(TASK, [rollout], [])], {}, 0)["rollouts/forked"] == 1.0
+
+
+def test_vllms_experts_run_along_the_tokens_of_the_layers_that_have_some(config, tokenizer):
+    answers = [LOOK, SAY, "<think>\n\n</think>\n\nyes, blue"]
+    rollout, _ = play(config, tokenizer, answers, Routing, replay=True, moe_layers=(1, 2))
+    kept, fresh = to_samples(rollout, config)
+    assert kept.routed_experts is None  # its second turn came without
+    last = len(fresh.tokens) - 1
+    assert fresh.routed_experts.shape == (last + 1, 2, 2) and (fresh.routed_experts[last] == -1).all()
+    for layer in (0, 1):
+        expected = np.arange(last)[:, None] + 1000 * (layer + 1)
+        np.testing.assert_array_equal(fresh.routed_experts[:last, layer], np.repeat(expected, 2, axis=1))
+    assert batch_metrics([Group(TASK, [rollout], [])], {}, 0, replay=True)["rollouts/without_routes"] == 1.0
+    assert "rollouts/without_routes" not in batch_metrics([Group(TASK, [rollout], [])], {}, 0)
 
 
 def test_supervised_records_give_the_same_texts(config, tokenizer):

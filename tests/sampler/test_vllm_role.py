@@ -69,8 +69,15 @@ def test_the_command_line_says_what_the_configuration_says(config, tmp_path):
     assert '--hf-overrides={"head_dtype": "float32"}' in argv
     config.sampler.head_dtype = "model"
     assert not any("head_dtype" in word for word in command.argv(config, "http://127.0.0.1:8123", tmp_path))
+    config.trainer.router_replay = True
+    experts = "--enable-return-routed-experts"
+    assert experts not in command.argv(config, "http://127.0.0.1:8123", tmp_path)
     config.sampler.platform = "cuda"
     assert "--enforce-eager" not in command.argv(config, "http://127.0.0.1:8123", tmp_path)
+    assert experts in command.argv(config, "http://127.0.0.1:8123", tmp_path)
+    assert experts not in command.argv(config, "http://127.0.0.1:8123", tmp_path, moe=False)
+    config.trainer.router_replay = False
+    assert experts not in command.argv(config, "http://127.0.0.1:8123", tmp_path)
 
 
 def test_metrics_of_all_engines_are_summed():

@@ -10,6 +10,7 @@ from intellect_jax.bridge import Policy, save_pretrained
 from intellect_jax.bridge.checkpoint import CheckpointError, Checkpoints
 from intellect_jax.bridge.huggingface import to_hf
 from intellect_jax.bridge.save import policy_tensors
+from intellect_jax.bridge.shape import model_config
 from intellect_jax.bridge.source import Source
 from intellect_jax.bridge.tokenizer import write_character_tokenizer
 from intellect_jax.errors import UserError
@@ -104,7 +105,7 @@ def test_a_checkpoint_of_another_adapter_or_base_is_told(trainer, unbroken, chan
     config = lora_config()
     with config.unlocked():
         config.update_from_flattened_dict(change)
-    cfg = setup.model_config(config, unbroken[1])
+    cfg = model_config(config, unbroken[1])
     other = setup.abstract_state(cfg, trainer.mesh, trainer.optimizer, Lora.from_config(config.lora))
     checkpoints = Checkpoints(unbroken[1] / FOLDER, read_only=True)
     with pytest.raises(CheckpointError, match="is of another architecture or optimizer"):

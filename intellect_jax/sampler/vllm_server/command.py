@@ -9,13 +9,14 @@ from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
+from intellect_jax.config import replays_experts
 from intellect_jax.sampler.vllm_plugin import BACKEND
 
 EXTENSION = "intellect_jax.sampler.vllm_plugin.extension.Extension"
 
 
-def argv(config: ConfigDict, url: str, model: Path) -> list[str]:
-    """The OpenAI-compatible server with its routes for tokens and for weight updates."""
+def argv(config: ConfigDict, url: str, model: Path, moe: bool = True) -> list[str]:
+    """The OpenAI-compatible server with its routes for tokens and for weight updates. ``moe``: it has experts."""
     sampler, where = config.sampler, urlsplit(url)
     arguments = {
         "model": str(model),
@@ -36,6 +37,8 @@ def argv(config: ConfigDict, url: str, model: Path) -> list[str]:
     if sampler.platform == "cuda" and sampler.gpu_memory:
         arguments["gpu-memory-utilization"] = str(sampler.gpu_memory)
     flags = ["--enable-scale-out", "--disable-uvicorn-access-log"]
+    if moe and replays_experts(config):
+        flags.append("--enable-return-routed-experts")
     if sampler.platform == "cpu":
         flags.append("--enforce-eager")  # compiling takes longer than it saves on a CPU
     named = [f"--{name}={value}" for name, value in arguments.items()]

@@ -39,11 +39,11 @@ def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
     url = url or config.sampler.urls[index]
     folder = run_dir.absolute() / FOLDER
     model = folder / f"model-{index}"
-    make_model_folder(config, run_dir, model)
+    cfg = make_model_folder(config, run_dir, model)
     variables = command.environment(config, link_plugin(folder / f"plugin-{index}"))
     variables[VARIABLE] = str(folder_of(config.weights.cache, run_dir, f"sampler-{index}"))
     variables[HOST_VARIABLE] = urlsplit(url).hostname or ""
-    argv = command.argv(config, url, model)
+    argv = command.argv(config, url, model, moe=cfg.num_moe_layers > 0)
     log.info("starting vLLM at %s", url)
     # In our process group: whoever ends that ends vLLM's own children too.
     process = subprocess.Popen(argv, env={**os.environ, **variables}, preexec_fn=die_with_parent())

@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 import intellect_jax
 from intellect_jax.bridge import plan
 from intellect_jax.bridge.companions import write_companions
-from intellect_jax.bridge.huggingface import load_config
+from intellect_jax.bridge.shape import model_config
 from intellect_jax.bridge.source import Source, find_folder
-from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.files import write_text
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.sampler.vllm_plugin import EXPECTED
@@ -24,10 +23,7 @@ def make_model_folder(config: ConfigDict, run_dir: Path, target: Path) -> ModelC
     """Config, tokenizer and the list of tensors that every version must consist of; returns the policy's shape."""
     tokenizer = run_dir / "tokenizer"
     source = Source(find_folder(config.model.path)) if config.model.path else None
-    if source:
-        cfg = load_config(config.model.path)
-    else:
-        cfg = ModelConfig.from_config(config.model, len(load_tokenizer(tokenizer)))
+    cfg = model_config(config, run_dir)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     write_companions(target, cfg, source, config.sampler.dtype, tokenizer)

@@ -182,5 +182,4 @@ def circumstances(
         "weights": config.weights.dtype,
         "the sampler's head": config.sampler.dtype if vllm and config.sampler.head_dtype == "model" else "float32",
     }
-    layers = tuple(layer for layer, moe in enumerate(cfg.moe_pattern) if moe)
-    return Circumstances(version, limit, passed, vocabulary, dtypes, layers)
+    return Circumstances(version, limit, passed, vocabulary, dtypes, cfg.moe_layers)
