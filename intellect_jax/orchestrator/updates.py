@@ -161,18 +161,40 @@ class Updates:
         if self.latest is None:
             return
         manifest, version = self.latest
+        untouched = True
         with self.stragglers.timed(server, version):
-            await self._wire.post(server, f"/pause?{self._pause}")
             try:
-                await self._wire.post(server, "/start_weight_update")
-                info = {"manifest": manifest, "version": str(version)}
-                await self._wire.post(server, "/update_weights", {"update_info": info})
+                await self._wire.post(server, f"/pause?{self._pause}")
+                await self._begin(server)
+                untouched = False
+                try:
+                    info = {"manifest": manifest, "version": str(version)}
+                    await self._wire.post(server, "/update_weights", {"update_info": info})
+                except (ServerFailed, RequestRefused) as error:
+                    untouched = isinstance(error, RequestRefused) or error.answered
+                    raise
                 await self._wire.post(server, "/finish_weight_update", {"weight_version": str(version)})
             except BaseException:
-                await self._resume(server)
+                if untouched:
+                    await self._resume(server)
+                else:
+                    # It may have the new weights under the old name, and must not sample: it stays paused until it is
+                    # updated again.
+                    server.version = None
                 raise
             await self._wire.post(server, "/resume")
             server.version, server.installs = version, server.installs + 1
+
+    async def _begin(self, server: Server) -> None:
+        """Ends what an orchestrator that died, or gave up, has left open: vLLM begins nothing beside it."""
+        try:
+            await self._wire.post(server, "/start_weight_update")
+        except ServerFailed as error:
+            if "already active" not in str(error):
+                raise
+            log.warning("%s: an update that nobody finished is ended", server)
+            await self._wire.post(server, "/finish_weight_update")
+            await self._wire.post(server, "/start_weight_update")
 
     async def _resume(self, server: Server) -> None:
         """After a failed update, whose error is the one to show: a server that stays paused answers nobody."""

@@ -25,9 +25,10 @@ class RequestRefused(Exception):
 class ServerFailed(Exception):
     """Another try, here or elsewhere, may do."""
 
-    def __init__(self, message: str, code: str = "", outage: bool = False):
+    def __init__(self, message: str, code: str = "", outage: bool = False, answered: bool = False):
         super().__init__(message)
         self.code = code
+        self.answered = answered  # by the server itself: what was asked has failed there, and is over
         self.outage = outage  # the server is not there, or not ready: a restart mends it
 
 
@@ -67,7 +68,7 @@ class Wire:
         text = f"{server.url}{path} answered {status}: {problem.get('message')}"
         if 400 <= status < 500:
             raise RequestRefused(text)
-        raise ServerFailed(text, problem.get("code", ""), outage=status == 503)
+        raise ServerFailed(text, problem.get("code", ""), outage=status == 503, answered=True)
 
     async def healthy(self, server: Server, timeout: float = 5.0) -> bool:
         """Whether its health check answers 200 within ``timeout`` seconds."""

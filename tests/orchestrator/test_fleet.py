@@ -236,6 +236,44 @@ def test_a_server_that_never_answers_costs_no_more_than_the_timeout():
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("fails", ["hangs", "answers 500"])
+@pytest.mark.parametrize("silent", ["/pause", "/update_weights", "/finish_weight_update"])
+def test_a_server_that_may_have_new_weights_under_the_old_name_stays_paused(manifests, silent, fails):
+    """Until it is updated again, which ends what was left open, as vLLM demands."""
+    state = {"open": False, "paused": False, "hangs": False}
+
+    async def handler(http):
+        if http.path == silent and state["hangs"]:
+            state["paused"] = True
+            await asyncio.sleep(30 if fails == "hangs" else 0)
+            return web.json_response({"error": {"message": "no"}}, status=500)
+        if http.path == "/collective_rpc":
+            return web.json_response({"results": [{"done": True, "error": None, "damaged": False}]})
+        if http.path == "/start_weight_update" and state["open"]:
+            return web.json_response({"error": {"message": "... is already active. Call ..."}}, status=500)
+        opened = {"/start_weight_update": True, "/finish_weight_update": False}
+        state["open"] = opened.get(http.path, state["open"])
+        state["paused"] = {"/pause": True, "/resume": False}.get(http.path, state["paused"])
+        return web.json_response({})
+
+    async def scenario():
+        config = config_for([url()])
+        config.launch.start_timeout = 1.0
+        async with answering(handler, config.sampler.urls[0]), Fleet(config.sampler.urls, config) as fleet:
+            await fleet.update(manifests[V1], V1)
+            (server,) = fleet._servers.all
+            fleet._wire.timeout, state["hangs"] = 1.0, True
+            with pytest.raises(FleetError):
+                await fleet.update(manifests[V2], V2)
+            untouched = silent == "/pause" or (silent == "/update_weights" and fails == "answers 500")
+            assert server.version == (V1 if untouched else None) and state["paused"] != untouched
+            state["hangs"] = False
+            await fleet.update(manifests[V2], V2)
+            assert server.version == V2 and not state["paused"] and not state["open"]
+
+    asyncio.run(scenario())
+
+
 def test_a_server_is_resumed_even_when_its_update_fails(manifests):
     paths = []
 

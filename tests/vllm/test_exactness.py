@@ -122,6 +122,7 @@ def test_every_token_is_exact_under_the_version_that_its_span_names(tmp_path, fa
     publish_all(store, cfg, params)
     with serving(config, tmp_path / "run"):
         prompts, still, moving = asyncio.run(generate(config, store, versions))
+    assert "takes as long as the first" not in (tmp_path / "run" / "logs" / "sampler-0.log").read_text()
     pairs = list(zip(prompts * 2, [*still, *moving], strict=True))
     seen = {version for _, generation in pairs for version in generation.versions}
     apart = {number: distances(cfg, params[number], number, pairs) for number in seen}

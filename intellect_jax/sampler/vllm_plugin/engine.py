@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 
 from intellect_jax.sampler.vllm_plugin import EXPECTED
 from intellect_jax.sampler.vllm_plugin.reader import Reader
-from intellect_jax.sampler.vllm_plugin.reload import reload_weights
+from intellect_jax.sampler.vllm_plugin.reload import Loader
 from intellect_jax.transport.safetensors_file import dtype_name
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.reader = Reader(partial(refuse_other_model, expected_file=Path(self.model_config.model) / EXPECTED))
+        self.loader = Loader(self.model, self.model_config)
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to do; see :class:`InitInfo`."""
@@ -69,7 +70,7 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         tensors = self.reader.finish(update_info.manifest, update_info.version)
         begun = time.monotonic()
         try:
-            reload_weights(self.model, self.model_config, tensors)
+            self.loader.load(tensors)
         except BaseException:
             log.exception("FATAL version %s could not be loaded: the model is not whole any more", update_info.version)
             logging.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,12 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
+from intellect_jax.sampler.vllm_plugin.replay import Calls, Recorder, Tensors, replay
 from intellect_jax.transport.safetensors_file import dtype_name
+
+log = logging.getLogger(__name__)
+
+SLOWLY = "this model's loaders are given what it computes: every update takes as long as the first"
 
 _TORCH = {
     "F64": torch.float64,
@@ -22,18 +28,37 @@ _TORCH = {
 }
 
 
-def reload_weights(model: torch.nn.Module, model_config: object, tensors: dict[str, np.ndarray]) -> None:
-    """Puts every tensor (Hugging Face names) where it belongs, packed as this platform's kernels want it.
+class Loader:
+    """Puts versions into one model; the second and later ones by what the first has taught (see ``replay``)."""
 
-    In between the model holds placeholders: no engine step may run meanwhile, and after an exception none ever.
-    """
-    if current_platform.is_cpu():
-        _forget_packed_experts(model)
-    initialize_layerwise_reload(model)
-    model.load_weights(_on_host(tensors))
-    finalize_layerwise_reload(model, model_config)
-    if current_platform.is_cpu():
-        _pack_tied_heads(model)
+    def __init__(self, model: torch.nn.Module, model_config: object):
+        self.model, self.model_config = model, model_config
+        self._calls: Calls | None = None
+
+    def load(self, tensors: dict[str, np.ndarray]) -> None:
+        """Puts every tensor (Hugging Face names) where it belongs, packed as this platform's kernels want it.
+
+        In between the model holds placeholders: no engine step may run meanwhile, and after an exception none ever.
+        """
+        given = dict(_on_host(tensors))
+        if current_platform.is_cpu():
+            _forget_packed_experts(self.model)
+        initialize_layerwise_reload(self.model)
+        if self._calls is None:
+            self._calls = self._learn(given)
+        else:
+            self.model.load_weights(replay(self._calls, given))
+        finalize_layerwise_reload(self.model, self.model_config)
+        if current_platform.is_cpu():
+            _pack_tied_heads(self.model)
+
+    def _learn(self, given: Tensors) -> Calls | None:
+        recorder = Recorder(self.model)
+        self.model.load_weights(given.items())
+        calls = recorder.calls(given)
+        if calls is None:
+            log.warning(SLOWLY)
+        return calls
 
 
 def _forget_packed_experts(model: torch.nn.Module) -> None:
