@@ -130,6 +130,7 @@ def test_any_damaged_byte_of_the_newest_checkpoint_or_version_is_noticed(finishe
         check()
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_the_run_in_a_new_lineage(finished):
     run_dir, _ = finished
     again = launch(run_dir.parent, "--config.trainer.max_steps=6")

@@ -53,7 +53,7 @@ def test_factors_lie_as_peft_lays_them_out(tmp_path):
     np.testing.assert_allclose(delta, np.concatenate([gate, up], axis=1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "llama"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "llama"])
 def test_the_merged_model_is_the_adapted_policy(name, tmp_path):
     policy = adapted(name)
     before = jax.device_get(policy.params)

@@ -34,7 +34,13 @@ def way(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("name", ["plain", "grouped", "tied_without_bias", "qwen3_moe", "qwen3_tied", "llama_bias"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("plain", marks=pytest.mark.slow),
+        *("grouped", "tied_without_bias", "qwen3_moe", "qwen3_tied", "llama_bias"),
+    ],
+)
 def test_changes_on_the_device_are_those_of_the_files(name):
     cfg = {**GLM4_MOE, **OTHERS}[name]
     old = random_params(cfg, 0)

@@ -106,6 +106,7 @@ def status(url):
         return None
 
 
+@pytest.mark.slow
 def test_a_process_joins_serves_and_leaves(run_dir, tmp_path):
     """Started in another folder than the run was."""
     member = Member("sampler-100", "http://127.0.0.1:1", "elsewhere", 1, 0.0)

@@ -10,10 +10,8 @@ from intellect_jax.models.transformer import forward
 from intellect_jax.sampler.programs import _routes
 from tests.policies import CONFIGS, quick_jit, random_params
 
-CHOSEN = [
-    *("plain", "grouped_scaled", "tied_without_bias", "all_dense"),
-    *("qwen3_moe_sparse_step", "qwen3_moe_mlp_only", "qwen3_yarn", "llama_bias"),
-]
+FEW = ["tied_without_bias", "all_dense", "qwen3_moe_mlp_only", "qwen3_yarn"]
+MORE = ["plain", "grouped_scaled", "qwen3_moe_sparse_step", "llama_bias"]
 LENGTH, PAGE = 10, 4
 TABLES = np.array([[3, 9, 1], [2, 5, 7], [6, 4, 8]], np.int32)
 
@@ -31,7 +29,7 @@ def part(tokens, start, stop, width, tables=TABLES):
     return paged.Rows(padded, positions, positions < stop, tables)
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_a_prefill_and_then_single_tokens_equal_one_forward(name):
     """With stacked layers and with layers apart, whose numbers may differ in rounding alone."""
     cfg, rng = CONFIGS[name], np.random.default_rng(0)

@@ -180,6 +180,7 @@ def test_a_dead_server_is_passed_over_and_an_update_goes_on_without_it(manifests
 
 def test_a_fleet_without_a_living_server_says_so(manifests):
     config = config_for([url()])
+    config.launch.start_timeout = 2.0
 
     async def scenario():
         async with Fleet(config.sampler.urls, config) as fleet:
