@@ -1,8 +1,9 @@
 """The loader calls that a model made for one version, so that the next version need not find them again.
 
-A model's ``load_weights`` maps each name to a parameter, and vLLM calls its loader twice, once to count: 0.8 ms of
-Python for each of 17,000 tensors, if a model has 46 layers of 128 experts, while no token is made. Every version has
-the same names, shapes and dtypes (``engine.refuse_other_model``), so that the calls differ in their tensors alone.
+A model's ``load_weights`` maps each name to a parameter, and vLLM calls its loader twice, once to count: a third of a
+millisecond of Python (two cores, vLLM 0.32) for each of 17,000 tensors, if a model has 46 layers of 128 experts, while
+no token is made. Every version has the same names, shapes and dtypes (``engine.refuse_other_model``), so that the calls
+differ in their tensors alone.
 """
 
 from __future__ import annotations
