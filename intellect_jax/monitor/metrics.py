@@ -6,13 +6,17 @@ that file always, TensorBoard's files where the config asks for them.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 Row = dict[str, Any]
@@ -29,19 +33,32 @@ class Sink(Protocol):
 class Metrics:
     """One role's rows, to every sink."""
 
-    def __init__(self, run_dir: Path, role: str, *, tensorboard: bool = False, speaks: bool = True):
-        """``tensorboard``: ``config.monitor.tensorboard``. Rows of one that does not speak go nowhere."""
-        self._role = role
+    def __init__(
+        self, run_dir: Path, role: str, *, tensorboard: bool = False, speaks: bool = True, spare: bool = False
+    ):
+        """``tensorboard``: ``config.monitor.tensorboard``. Rows of one that does not speak go nowhere. ``spare``: rows
+        that a full disk does not take are left out, for nobody's work hangs on them."""
+        self._role, self._spare, self._told = role, spare, False
         self._sinks: list[Sink] = [JsonLines(run_dir)] if speaks else []
         if tensorboard and speaks:
             self._sinks.append(TensorBoard(run_dir / "tensorboard" / role))
 
     def log(self, step: int | None, values: Mapping[str, Any]) -> None:
-        """Writes a row. Values are numbers, arrays of one element included; raises OSError when the disk is full."""
+        """Writes a row. Values are numbers, arrays of one element included.
+
+        Raises OSError when the disk is full, unless its rows can be spared.
+        """
         row = {"time": time.time(), "role": self._role, "step": step}
         row |= {name: _number(value) for name, value in values.items()}
-        for sink in self._sinks:
-            sink.write(row)
+        try:
+            for sink in self._sinks:
+                sink.write(row)
+        except OSError as error:
+            if not self._spare or error.errno != errno.ENOSPC:
+                raise
+            if not self._told:
+                log.warning("metrics are left out while the disk is full: %s", error)
+            self._told = True
 
     def close(self) -> None:
         for sink in self._sinks:
@@ -58,11 +75,14 @@ class JsonLines:
         if _ends_torn(path):
             # So that the torn row spoils no other. Where another process was just writing, it makes an empty line.
             os.write(self._descriptor, b"\n")
+        self._torn = b""
 
     def write(self, row: Row) -> None:
-        line = json.dumps(row).encode() + b"\n"
+        line = self._torn + json.dumps(row).encode() + b"\n"
         if os.write(self._descriptor, line) != len(line):
-            raise OSError(f"{FILE}: row cut short, is the disk full?")
+            self._torn = b"\n"  # so that what was cut short spoils no other
+            raise OSError(errno.ENOSPC, f"{FILE}: row cut short")
+        self._torn = b""
 
     def close(self) -> None:
         os.close(self._descriptor)

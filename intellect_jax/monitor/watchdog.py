@@ -61,6 +61,7 @@ class Watchdog:
         self._moved = self._told = time.monotonic()
         self._mark: Any = None
         self._polled = False
+        self._mute = False  # it could not write lately, and has said so
 
     def start(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +91,11 @@ class Watchdog:
             begun = time.monotonic()
             try:
                 self._beat()
+                self._mute = False
             except OSError as error:  # a full disk: what it does stays unsaid, that it lives does not
-                log.warning("no heartbeat: %s", error)
+                if not self._mute:
+                    log.warning("cannot say what it does: %s", error)
+                self._mute = True
                 with contextlib.suppress(OSError):
                     os.utime(self._file)
             if time.monotonic() - self._moved > self._timeout:

@@ -14,7 +14,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from intellect_jax.orchestrator.generation import BadGeneration, Generation, lacks_weights, parse_generation
+from intellect_jax.orchestrator.generation import (
+    BadGeneration,
+    Generation,
+    lacks_weights,
+    parse_generation,
+    was_aborted,
+)
 from intellect_jax.orchestrator.pressure import Bounds
 from intellect_jax.orchestrator.servers import Conversation, NoRoom, Server, Servers
 from intellect_jax.orchestrator.updates import Updates
@@ -159,6 +165,8 @@ class Fleet:
             answer = await self._wire.post(server, "/inference/v1/generate", body)
             if lacks_weights(answer):
                 raise ServerFailed(f"{server.url} has no weights yet", "no_weights", outage=True)
+            if was_aborted(answer):
+                raise ServerFailed(f"{server.url} ended before it had answered", outage=True)
         except ServerFailed as error:
             if error.code == "no_weights" and server.installs == installs:
                 server.version = None  # it was restarted; whoever sees that first installs for all

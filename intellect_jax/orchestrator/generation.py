@@ -43,6 +43,11 @@ def lacks_weights(answer: dict[str, Any]) -> bool:
     return any(span.get("version") == NO_VERSION for span in spans)
 
 
+def was_aborted(answer: dict[str, Any]) -> bool:
+    """Whether the server gave the request up, as one does that is told to end."""
+    return any(choice.get("finish_reason") == "abort" for choice in answer.get("choices") or [])
+
+
 def parse_generation(answer: dict[str, Any], prompt_length: int, sampling_params: dict[str, Any]) -> Generation:
     """The only choice of an answer of /inference/v1/generate; raises BadGeneration."""
     try:

@@ -84,7 +84,7 @@ async def _serve(config: ConfigDict, run_dir: Path, index: int, url: str, state:
     runner = await server.start(server.make_app(state), where.hostname or "127.0.0.1", where.port or 80)
     log.info("listening on %s", url)
     state.engine.start()
-    metrics = Metrics(run_dir, f"sampler-{index}", tensorboard=config.monitor.tensorboard)
+    metrics = Metrics(run_dir, f"sampler-{index}", tensorboard=config.monitor.tensorboard, spare=True)
     try:
         while not stop.is_set() and state.engine.failure is None:
             metrics.log(None, _row(state))

@@ -2,9 +2,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from intellect_jax.config import default_config, validate
 from intellect_jax.monitor.metrics import FILE, Metrics, Tail, read_metrics
+from tests.disks import fill, small_disk
+
+__all__ = ["small_disk"]
 
 
 def test_rows_come_back_as_numbers(tmp_path):
@@ -82,3 +86,20 @@ def events(path):
         size = int.from_bytes(data[at : at + 8], "little")
         yield Event.FromString(data[at + 12 : at + 12 + size])
         at += size + 16
+
+
+def test_rows_that_can_be_spared_are_left_out_while_the_disk_is_full(small_disk, caplog):
+    spare, needed = Metrics(small_disk, "sampler-0", spare=True), Metrics(small_disk, "trainer")
+    spare.log(1, {"a/b": 1})
+    filling = fill(small_disk)
+    for step in range(2, 200):
+        spare.log(step, {"a/b": 1})
+    with pytest.raises(OSError, match=r"No space left|cut short"):
+        for step in range(200):
+            needed.log(step, {"a/b": 1})
+    filling.unlink()
+    spare.log(200, {"a/b": 1})
+    needed.log(201, {"a/b": 1})
+    steps = [row["step"] for row in read_metrics(small_disk)]
+    assert steps[0] == 1 and steps[-2:] == [200, 201] and len(steps) < 100
+    assert sum("left out while the disk is full" in record.message for record in caplog.records) == 1

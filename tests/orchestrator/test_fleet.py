@@ -194,6 +194,28 @@ def test_a_fleet_without_a_living_server_says_so(manifests):
     asyncio.run(scenario())
 
 
+def test_a_request_that_a_server_gives_up_is_made_elsewhere(manifests):
+    """As vLLM answers when it is told to end."""
+    asked = []
+
+    async def ending(http):
+        if http.path == "/collective_rpc":
+            return web.json_response({"results": [{"done": True, "error": None, "damaged": False}]})
+        if http.path != "/inference/v1/generate":
+            return web.json_response({})
+        asked.append(http.path)
+        return web.json_response(answer(finish="abort" if len(asked) < 3 else "stop", spans=(("0.1", 0, 2),)))
+
+    async def scenario():
+        config = config_for([url()])
+        async with answering(ending, config.sampler.urls[0]), Fleet(config.sampler.urls, config) as fleet:
+            await fleet.update(manifests[V1], V1)
+            assert (await fleet.generate([1, 2, 3], {"max_tokens": 2}, seed=None)).finish_reason == "stop"
+
+    asyncio.run(scenario())
+    assert len(asked) == 3
+
+
 def test_server_errors_are_tried_again_and_refusals_are_not():
     calls = []
 

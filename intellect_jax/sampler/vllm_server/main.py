@@ -57,7 +57,7 @@ async def _watch(config: ConfigDict, run_dir: Path, index: int, url: str, proces
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    metrics = Metrics(run_dir, f"sampler-{index}", tensorboard=config.monitor.tensorboard)
+    metrics = Metrics(run_dir, f"sampler-{index}", tensorboard=config.monitor.tensorboard, spare=True)
     look = _Look(url)
     try:
         async with aiohttp.ClientSession(timeout=_LOOK) as session:
