@@ -21,6 +21,7 @@ from intellect_jax.environments.loader import load_environment
 from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora_shape import Lora, refuse_absent
+from intellect_jax.monitor.room import RESERVE
 from intellect_jax.parallel.axes import axis_sizes, refuse_uneven
 from launch import addresses, estimates
 from launch.configuration import Resolved
@@ -181,7 +182,7 @@ def refuse_small_machine(config: ConfigDict, cfg: ModelConfig, run_dir: Path, ro
         )
     if "trainer" not in roles:
         return
-    needed = estimates.disk_bytes(config, parameters, trained)
+    needed = estimates.disk_bytes(config, parameters, trained) + RESERVE  # with less, roles would wait for room
     free = shutil.disk_usage(_existing(run_dir)).free
     free += sum(estimates.folder_bytes(run_dir / name) for name in ("checkpoints", "weights", "export"))
     if needed > free:

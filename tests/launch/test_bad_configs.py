@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from intellect_jax.bridge.tokenizer import write_character_tokenizer
+from tests.disks import fill, small_disk
+
+__all__ = ["small_disk"]
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -210,6 +213,19 @@ def test_a_bad_configuration_is_told_before_anything_starts(here, port, name):
 @pytest.mark.parametrize("name", IN_DRY_RUNS)
 def test_a_dry_run_tells_it_too(here, port, name):
     assert_told(here, port, name, "--dry_run")
+
+
+def test_a_disk_without_the_room_that_roles_would_wait_for_is_too_little(here, small_disk):
+    """The run itself needs less than a MiB."""
+    tiny = "--config.model.hidden_size=8 --config.model.num_hidden_layers=1 --config.model.intermediate_size=8"
+    dry = f"{tiny} --config.model.head_dim=4 --config.run.root={small_disk} --config.run.name=run --dry_run"
+    filling = fill(small_disk)
+    os.truncate(filling, filling.stat().st_size - (30 << 20))
+    done = launch(here, dry)
+    assert done.returncode == 2 and "keep fewer, or choose another run.root" in done.stderr, done.stderr
+    os.truncate(filling, filling.stat().st_size - (6 << 20))
+    done = launch(here, dry)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("role", ["trainer", "orchestrator", "sampler", "env"])
