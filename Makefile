@@ -15,7 +15,7 @@ help:
 	@echo 'make demo      install, then supervised warm-up and asynchronous RL on this machine ($(CONFIG))'
 	@echo 'make test      install what tests need, then the fast tests'
 	@echo 'make test-all  the slow tests, two of the soak, the comparisons with PyTorch and transformers, real vLLM servers'
-	@echo 'make soak      kill and freeze the processes of small real runs, for about fifteen minutes'
+	@echo 'make soak      kill and freeze the processes of small real runs, for about twenty minutes'
 	@echo 'make evidence  long figures, into evidence/results; goes on where it was stopped'
 	@echo 'make lint      formatting, lint and types'
 	@echo 'make install   only prepare .venv'
