@@ -74,7 +74,7 @@ def generate(state: ServerState, *requests: Request) -> list[Request]:
 
 @jax.jit
 def _forward(params, tokens, length):
-    positions = jnp.arange(MAX_LEN)[None]
+    positions = jnp.arange(len(tokens))[None]
     segments = (positions < length).astype(jnp.int32)
     out = transformer.forward(params, SMALL, tokens[None], positions, segments, compute_dtype=jnp.float32)
     return transformer.logits(params, SMALL, out.hidden)[0], out.routed_experts[0]
@@ -82,7 +82,7 @@ def _forward(params, tokens, length):
 
 def teacher_forced(params, token_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Logits [T, V] and experts int16 [T, L, K] of one whole sequence in one forward pass."""
-    padded = np.zeros(MAX_LEN, np.int32)
+    padded = np.zeros(-(-len(token_ids) // MAX_LEN) * MAX_LEN, np.int32)
     padded[: len(token_ids)] = token_ids
     logits, routes = _forward(params, padded, len(token_ids))
     return np.asarray(logits)[: len(token_ids)], np.asarray(routes)[: len(token_ids)]

@@ -15,7 +15,7 @@ FORWARD = [
     *("two_dense", "rope", "yarn", "qwen3_moe_mlp_only_sparse_step", "qwen3_moe_one_expert", "qwen3_tied_bias"),
     *("qwen3_llama3", "llama_tied_linear", "llama_bias_yarn"),
 ]
-GRADIENTS = ["qwen3_moe_mlp_only", "llama_llama3"]
+GRADIENTS = [pytest.param("qwen3_moe_mlp_only", marks=pytest.mark.slow), "llama_llama3"]
 
 
 @pytest.mark.parametrize("name", FORWARD)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.models.lora import adapter_axes, init_adapter, with_adapter
@@ -54,6 +55,7 @@ def test_loss_and_gradients_are_those_through_merged_weights():
         assert relative_error(gradient, other) < 1e-4, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_fresh_adapters_change_nothing_and_depend_on_the_seed_alone():
     params = jax.device_put(random_params(SHORT))
     factors = init_adapter(SHORT, LORA, seed=1)
@@ -67,6 +69,7 @@ def test_fresh_adapters_change_nothing_and_depend_on_the_seed_alone():
         assert np.array_equal(a, b) == other
 
 
+@pytest.mark.slow
 def test_a_is_uniform_as_in_peft():
     """kaiming_uniform with a = sqrt(5) is a bound of 1 / sqrt(fan in), of each expert's own input."""
     factors = init_adapter(SMALL, Lora(16, 1.0, TARGETS), 0)["moe_layers"]
