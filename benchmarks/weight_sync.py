@@ -5,8 +5,9 @@
 For each model, in a process of its own: steps of AdamW at 1e-6 (SmolLM2: real gradients of a text; the 1.5 B shape:
 random ones), a version after each through the trainer's own publisher, in bfloat16, and the last one in full as well.
 A reader fetches it over HTTP through a link of 1 Gbit/s, as a sampler does, and puts it on the device. Then a step at
-3e-4.
-The last line is JSON: bytes, and seconds to publish, to transfer (verified and in host memory), and to place.
+3e-4. At last, in another process, our sampler's engine takes the last delta, and the full version, under requests.
+The last line is JSON: bytes, and seconds to publish, to transfer (verified and in host memory), to apply (put on the
+device, while the sampler samples on), and of the pause.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ import numpy as np
 import optax
 
 from benchmarks.slow_link import SlowLink
-from intellect_jax.bridge.huggingface import from_hf
+from benchmarks.standstill import pauses
+from intellect_jax.bridge.huggingface import load_config
 from intellect_jax.bridge.load import load_pretrained
 from intellect_jax.bridge.policy import Policy
 from intellect_jax.bridge.tokenizer import load_tokenizer
@@ -37,7 +39,7 @@ from intellect_jax.config import default_config
 from intellect_jax.models import transformer
 from intellect_jax.models.config import TRAITS, ModelConfig
 from intellect_jax.models.transformer import Params
-from intellect_jax.sampler.loading import place
+from intellect_jax.sampler.loading import placed
 from intellect_jax.trainer.publish import Publisher
 from intellect_jax.transport.reading import hash_of
 from intellect_jax.transport.relay.intake import Intake
@@ -49,6 +51,7 @@ from intellect_jax.types import Version
 ROOT = Path(__file__).parents[1]
 GBIT = 1e9 / 8  # bytes/s
 STEPS = {"smollm2": 20, "1.5b": 3, "tiny": 3}
+RUNNING = {"smollm2": 16, "1.5b": 2, "tiny": 4}  # requests at a pause, computed again in it
 ROWS, LENGTH = 2, 128  # of a batch of SmolLM2
 _DENSE = {"family": "llama", **TRAITS["llama"], "attention_bias": False, "tie_word_embeddings": True}
 SHAPES = {
@@ -141,9 +144,8 @@ class Trial:
         return seconds(lambda: reader.advance(url))
 
     def place(self, reader: Intake) -> float:
-        tensors = reader.mirror.tensors
-        cfg = self.policy.config
-        return seconds(lambda: jax.block_until_ready(place(from_hf(tensors.__getitem__, tensors, cfg), "bfloat16")))
+        tensors, cfg = reader.mirror.tensors, self.policy.config
+        return seconds(lambda: jax.block_until_ready(placed(tensors, cfg, "bfloat16")))
 
 
 def measure(trial: Trial, steps: int, rate: float = 1e-6) -> dict[str, Any]:
@@ -185,8 +187,8 @@ def measure(trial: Trial, steps: int, rate: float = 1e-6) -> dict[str, Any]:
     return out
 
 
-def entry(nbytes: int, publish_s: float, transfer_s: float, place_s: float) -> dict[str, float]:
-    return {"bytes": nbytes, "publish_s": publish_s, "transfer_s": transfer_s, "place_s": place_s}
+def entry(nbytes: int, publish_s: float, transfer_s: float, apply_s: float) -> dict[str, float]:
+    return {"bytes": nbytes, "publish_s": publish_s, "transfer_s": transfer_s, "apply_s": apply_s}
 
 
 def hashes(reader: Intake) -> dict[str, str]:
@@ -203,31 +205,45 @@ def linked(store: WeightStore) -> Iterator[SlowLink]:
 
 
 def results(names: list[str], smollm2: Path) -> Iterator[dict[str, Any]]:
-    """Each model in a process of its own, so that one's memory is not the other's."""
+    """Each model in processes of its own, so that one's memory is not the other's."""
     for name in names:
-        argv = [sys.executable, "-m", "benchmarks.weight_sync", f"--one={name}", f"--smollm2={smollm2}"]
-        process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        last = ""
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line
-        if process.wait():
-            sys.exit(process.returncode)
-        yield json.loads(last)
+        with tempfile.TemporaryDirectory() as work:
+            same = [f"--smollm2={smollm2}", f"--work={work}"]
+            found = last_line(f"--one={name}", *same)
+            for kind, pause_s in last_line(f"--pauses={name}", *same).items():
+                found[kind]["pause_s"] = pause_s
+            yield found | {"running_at_pause": RUNNING[name]}
+
+
+def last_line(*options: str) -> dict[str, Any]:
+    """Of this program with other options."""
+    argv = [sys.executable, "-m", "benchmarks.weight_sync", *options]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    last = ""
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last = line
+    if process.wait():
+        sys.exit(process.returncode)
+    return json.loads(last)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="smollm2,1.5b")
     parser.add_argument("--smollm2", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct")
-    parser.add_argument("--one", help="this model, in this process")
+    parser.add_argument("--one", help="this model, in this process; its versions stay in --work")
+    parser.add_argument("--pauses", help="those of this model, in this process, by the versions in --work")
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.one:
-        with tempfile.TemporaryDirectory() as work:
-            trial = Trial(options.one, options.smollm2.absolute(), Path(work))
-            print(json.dumps(measure(trial, STEPS[options.one])), flush=True)
+        print(json.dumps(measure(Trial(options.one, options.smollm2, options.work), STEPS[options.one])), flush=True)
+        return
+    if name := options.pauses:
+        cfg = load_config(options.smollm2) if name == "smollm2" else SHAPES[name]
+        print(json.dumps(pauses(WeightStore(options.work / "delta"), cfg, RUNNING[name])), flush=True)
         return
     found = list(results(options.models.split(","), options.smollm2.absolute()))
     line = json.dumps({"link_bytes_per_s": GBIT, "models": found})

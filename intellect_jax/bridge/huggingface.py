@@ -50,9 +50,16 @@ def hf_tensor(entry: Entry, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return tensor
 
 
-def from_hf(read: Read, names: Iterable[str], cfg: ModelConfig, dtype: str = "float32") -> Params:
+def from_hf(
+    read: Read,
+    names: Iterable[str],
+    cfg: ModelConfig,
+    dtype: str = "float32",
+    keep_float32: Callable[[TreePath], bool] = lambda path: False,
+) -> Params:
     """The parameter tree in numpy, of the tensors that ``read(name)`` returns; experts may be fused or one by one.
 
+    Its leaves are of ``dtype``, but float32 at the paths for which ``keep_float32`` holds.
     Raises ValueError naming tensors that are missing, left over, or of another shape than the config says.
     """
     stored = StoredTensors(read, frozenset(names))
@@ -60,7 +67,8 @@ def from_hf(read: Read, names: Iterable[str], cfg: ModelConfig, dtype: str = "fl
     flat: dict[TreePath, np.ndarray] = {}
     for entry in entries(cfg):
         if entry.path not in flat:
-            flat[entry.path] = np.empty(entry.stack + entry.shape, stored_dtype(entry, dtype))
+            kept = "float32" if keep_float32(entry.path) else dtype
+            flat[entry.path] = np.empty(entry.stack + entry.shape, stored_dtype(entry, kept))
         assign(flat[entry.path][entry.index], entry.from_hf(stored(entry.name)))
     return nested(flat)
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
+_BEGINS = b'{"time": '  # every row
 Row = dict[str, Any]
 
 
@@ -136,8 +137,9 @@ def _number(value: Any) -> int | float:
 
 
 def _parse(line: bytes) -> Row | None:
+    """The row at the line's end: it may follow what another process could not write whole on a full disk."""
     try:
-        row = json.loads(line)
+        row = json.loads(line[max(line.rfind(_BEGINS), 0) :])
     except ValueError:
         return None
     return row if isinstance(row, dict) and {"time", "role", "step"} <= row.keys() else None

@@ -23,6 +23,7 @@ def test_a_delta_is_a_fraction_of_the_bytes_and_identical():
     (found,) = run("-m", "benchmarks.weight_sync", "--models=tiny")["models"]
     assert found["identical"] and found["full_at_3e-4"]
     assert found["delta"]["bytes"] < 0.1 * found["full"]["bytes"] and found["delta_share"]["last"] < 0.05
+    assert all(found[kind][what] > 0 for kind in ("delta", "full") for what in ("publish_s", "apply_s", "pause_s"))
 
 
 @pytest.mark.slow

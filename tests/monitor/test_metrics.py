@@ -42,6 +42,17 @@ def test_a_torn_row_spoils_no_other(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
+def test_what_another_process_could_not_write_whole_spoils_no_row_after_it(tmp_path):
+    metrics = Metrics(tmp_path, "trainer")
+    metrics.log(1, {"a/b": 1})
+    row = (tmp_path / FILE).read_bytes()
+    for cut in range(1, len(row)):
+        with (tmp_path / FILE).open("ab") as file:
+            file.write(row[:cut])
+        metrics.log(1 + cut, {"a/b": 1})
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, len(row) + 1))
+
+
 def test_a_tail_gives_each_row_once_and_whole(tmp_path):
     tail = Tail(tmp_path)
     assert tail.new_rows() == []
