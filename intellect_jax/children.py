@@ -1,4 +1,4 @@
-"""Child processes that do not outlive their parent, whatever ends it."""
+"""Child processes: that they do not outlive their parent, whatever ends it, and how they ended."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def die_with_parent() -> Callable[[], None] | None:
             os._exit(1)
 
     return ask
+
+
+def describe_exit(code: int) -> str:
+    """``exit code 1`` or ``signal SIGKILL``."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"

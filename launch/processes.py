@@ -49,14 +49,10 @@ def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> No
         os.killpg(process.pid, number)
 
 
-def describe_exit(code: int) -> str:
-    """``exit code 1`` or ``signal SIGKILL``."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"
+def reason(words: str) -> str:
+    """One line of :func:`last_words`: what follows FATAL, else the last one, where a traceback says what it was."""
+    lines = words.splitlines() or [""]
+    return lines[0].partition(f" {FATAL} ")[2] or lines[-1]
 
 
 def last_words(log: Path, offset: int, most_lines: int = 100) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from intellect_jax.children import describe_exit
 from launch import processes
 from launch.exit_codes import DONE, FAILED, HOPELESS, START_ME_AGAIN, WRONG_INPUT
 from launch.heartbeats import Pulse
@@ -182,7 +183,7 @@ class Supervisor:
         words = processes.last_words(role.log, role.log_offset)
         role.deaths.append(Death(now, exit_code, now - role.started, words))
         self._on_death(role.name, role.deaths[-1])
-        what = f"{role.name} ended with {processes.describe_exit(exit_code)} after {now - role.started:.0f} s"
+        what = f"{role.name} ended with {describe_exit(exit_code)} after {now - role.started:.0f} s"
         if exit_code in (WRONG_INPUT, HOPELESS):
             self._say(f"{what}:\n{words}\nlog: {role.log}")
             return WRONG_INPUT if exit_code == WRONG_INPUT else FAILED
@@ -191,7 +192,7 @@ class Supervisor:
         if delay is None:
             self._say(f"{what}: it does not stay up, so the run ends")
             return self._give_up(now)
-        reason = f": {words.splitlines()[-1][:200]}" if exit_code > 0 and words else ""  # a kill leaves no word
+        reason = f": {processes.reason(words)[:200]}" if exit_code > 0 and words else ""  # a kill leaves no word
         others = ", ".join(peer.name for peer in peers)
         again = f"; ending {others} and starting all again in " if peers else "; starting it again in "
         self._say(f"{what}{reason}{again}{delay:.1f} s")
@@ -214,7 +215,7 @@ class Supervisor:
             if now - death.time <= role.spec.policy.window
         ]
         death, role = min(recent, key=lambda pair: pair[0].time)
-        self._say(f"First to die was {role.name}, with {processes.describe_exit(death.exit_code)}:")
+        self._say(f"First to die was {role.name}, with {describe_exit(death.exit_code)}:")
         self._say(death.last_words or "(nothing in its log)")
         self._say(f"log: {role.log}")
         return FAILED

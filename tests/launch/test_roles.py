@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from intellect_jax import config as schema
+from intellect_jax.children import describe_exit
 from launch import addresses, preparation, processes, roles
 
 
@@ -89,6 +90,7 @@ def test_how_a_role_ends(tmp_path, body, code, words):
     if words:
         last = processes.last_words(log, 0)
         assert words in last
+        assert processes.reason(last) == words.removeprefix("FATAL ")
         assert ("Traceback" in last) == (code == 1)
 
 
@@ -102,6 +104,8 @@ def test_last_words_are_of_this_start_only(tmp_path):
         )
     assert processes.last_words(log, offset) == "Traceback (most recent call last):\n  real\nBoom"
     assert processes.last_words(log, log.stat().st_size) == ""
+    log.write_text("12:00 trainer: FATAL it ended\nfrom its child: a warning\n")  # in a group they share the log
+    assert processes.reason(processes.last_words(log, 0)) == "it ended"
 
 
 def test_last_words_of_a_process_whose_peer_is_gone(tmp_path):
@@ -111,8 +115,8 @@ def test_last_words_of_a_process_whose_peer_is_gone(tmp_path):
 
 
 def test_describe_exit():
-    assert processes.describe_exit(3) == "exit code 3"
-    assert processes.describe_exit(subprocess.run(["sh", "-c", "kill -9 $$"]).returncode) == "signal SIGKILL"
+    assert describe_exit(3) == "exit code 3"
+    assert describe_exit(subprocess.run(["sh", "-c", "kill -9 $$"]).returncode) == "signal SIGKILL"
 
 
 def test_the_tokenizer_is_prepared_once(config, tmp_path):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from ml_collections import ConfigDict
 
-from intellect_jax.children import die_with_parent
+from intellect_jax.children import describe_exit, die_with_parent
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.monitor.server_stats import Stats, parse
@@ -63,7 +63,7 @@ async def _watch(config: ConfigDict, run_dir: Path, index: int, url: str, proces
         async with aiohttp.ClientSession(timeout=_LOOK) as session:
             while not stop.is_set():
                 if process.poll() is not None:
-                    log.critical("FATAL vLLM ended with exit code %d", process.returncode)
+                    log.critical("FATAL vLLM ended with %s", describe_exit(process.returncode))
                     return 1
                 row = await look(session)
                 if row:
