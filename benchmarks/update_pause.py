@@ -1,13 +1,13 @@
 """How long a server stands still for a new version, and what a version every two seconds costs in tokens.
 
-    python -m benchmarks.update_pause [--backends=jax,vllm] [--vllm_python=.venv-vllm/bin/python] [--rounds=4]
-        [--vllm_threads=1] [--every=2] [--seconds=8] [--concurrent=16] [--model=demo]
+    python -m benchmarks.update_pause [--backends=jax,vllm] [--vllm_python=.venv-vllm/bin/python] [--rounds=24]
+        [--vllm_threads=1] [--every=2] [--seconds=4] [--concurrent=16] [--model=demo]
         [--out=FILE.json] [--quick]
 
 One server at a time, started as a run starts it, on the demo's policy; clients that send their next request when the
 last is answered. In each round it samples once undisturbed and once with updates, who goes first alternating. A pause
 is from the request to stop to the answer that it goes on, as the orchestrator sees it. The last line is JSON: the
-median pause in milliseconds, and tokens with updates over tokens without, the median over rounds.
+median pause in milliseconds, and tokens with updates over tokens without, the median over rounds and its quartiles.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import jax
@@ -69,13 +69,12 @@ class Clients:
 
 
 async def rate(clients: Clients, seconds: float, updating: Any) -> float:
-    """Tokens per second, while ``updating`` runs."""
+    """Tokens per second, while ``updating`` runs; it is given the time to end."""
     before, begun = clients.tokens, time.perf_counter()
     task = asyncio.ensure_future(updating)
     await asyncio.sleep(seconds)
     found = (clients.tokens - before) / (time.perf_counter() - begun)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await task
     return found
 
 
@@ -95,32 +94,35 @@ async def measure(backend: str, options: argparse.Namespace, work: Path) -> Json
             await fleet.update(manifest, V0)
             running = [asyncio.ensure_future(clients.run(i)) for i in range(options.concurrent)]
 
-            async def updates() -> None:
-                while True:
+            async def updates(seconds: float) -> None:
+                """Publishes and updates at the middle of each period."""
+                begun = time.perf_counter()
+                for i in range(round(seconds / options.every)):
                     version = Version(0, len(store.versions()))
-                    await asyncio.sleep(options.every / 2)
+                    await asyncio.sleep(begun + (i + 0.5) * options.every - time.perf_counter())
                     path = await asyncio.to_thread(store.publish, version, tensors.items())
                     await fleet.update(path, version)
-                    await asyncio.sleep(options.every / 2)
 
-            await rate(clients, options.seconds / 2, updates())  # warms up
+            await rate(clients, options.seconds / 2, updates(options.seconds / 2))  # warms up
             watch.pauses.clear()
             rates: list[dict[bool, float]] = []
             for number in range(options.rounds):
                 turn = {}
                 for with_updates in (True, False) if number % 2 else (False, True):
-                    what = updates() if with_updates else asyncio.sleep(0)
+                    what = updates(options.seconds) if with_updates else asyncio.sleep(0)
                     turn[with_updates] = await rate(clients, options.seconds, what)
                 rates.append(turn)
             clients.stopping = True
             await asyncio.gather(*running)
+    ratios = [turn[True] / turn[False] for turn in rates]
     return {
         "updates": len(watch.pauses),
         "pause_ms": round(1e3 * median(watch.pauses), 1),
         "longest_pause_ms": round(1e3 * max(watch.pauses), 1),
         "tokens_per_s": round(median(turn[False] for turn in rates)),
         "tokens_per_s_with_updates": round(median(turn[True] for turn in rates)),
-        "ratio": round(median(turn[True] / turn[False] for turn in rates), 3),
+        "ratio": round(median(ratios), 3),
+        "ratio_quartiles": [round(ratio, 3) for ratio in quantiles(ratios, n=4)[::2]],
     }
 
 
@@ -131,15 +133,15 @@ def main() -> None:
     parser.add_argument("--vllm_threads", type=int, default=1, help="as in a run on this machine, by default")
     parser.add_argument("--model", default="demo", choices=tuple(MODELS))
     parser.add_argument("--smollm2", type=Path, help="its folder, made by python -m intellect_jax.bridge.smollm2")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between versions")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn")
     parser.add_argument("--concurrent", type=int, default=16)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true", help="a toy without vLLM, so that the program is tested")
     options = parser.parse_args()
     if options.quick:
-        options.backends, options.model, options.rounds, options.seconds, options.every = "jax", "toy", 1, 2.0, 0.5
+        options.backends, options.model, options.rounds, options.seconds, options.every = "jax", "toy", 2, 2.0, 0.5
     figures: Json = {"model": options.model, "every_s": options.every, "concurrent": options.concurrent}
     figures["vllm_threads"] = options.vllm_threads
     figures |= {"cores": CORES, "machine": platform.processor() or platform.machine(), "jax": jax.__version__}
