@@ -26,7 +26,7 @@ def choose(config: ConfigDict) -> None:
     config.distributed.processes = max(1, config.distributed.processes)  # those of a cluster are not started here
     if config.distributed.processes > 1:
         needed["distributed.coordinator"] = 1
-    if config.weights.transport == "http":
+    if config.weights.transport != "folder":
         needed["weights.address"] = 1
     empty = [name for name in needed if not given(config, name)]
     ports = iter(free_ports(sum(needed[name] for name in empty)))
@@ -53,7 +53,7 @@ def refuse_taken(config: ConfigDict) -> None:
 
 def refuse_taken_by_weights(config: ConfigDict) -> None:
     """Raises UserError when the trainer could not serve versions where the user wants them."""
-    if config.weights.transport == "http" and given(config, "weights.address"):
+    if config.weights.transport != "folder" and given(config, "weights.address"):
         refuse_unlistenable("weights.address", config.weights.address)
 
 

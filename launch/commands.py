@@ -185,7 +185,7 @@ def _refuse_taken_by_others(role: str, config: ConfigDict, index: int | None) ->
 
 
 def _needed_addresses(role: str, config: ConfigDict) -> list[str]:
-    weights = ["weights.address"] if config.weights.transport == "http" and not config.eval.only else []
+    weights = ["weights.address"] if config.weights.transport != "folder" and not config.eval.only else []
     if role == "trainer":
         return ["orchestrator.address", *weights] if config.trainer.max_steps else []
     needed = {"sampler": ["sampler.urls"], "env": ["environments.address"]}

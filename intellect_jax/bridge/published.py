@@ -22,11 +22,14 @@ from jaxtyping import Array
 
 from intellect_jax.bridge.families.table import Entry
 from intellect_jax.bridge.huggingface import entries, stored_dtype
+from intellect_jax.errors import UserError
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.transformer import Params
 from intellect_jax.transport import changes
 from intellect_jax.transport.changes import Changes, TooMany
 from intellect_jax.transport.deltas import Changed
+from intellect_jax.transport.nccl.group import Lying
+from intellect_jax.transport.safetensors_file import dtype_name
 from intellect_jax.trees import TreePath, leaf
 
 _SHARE = 8  # a buffer holds the changes of one element in so many
@@ -47,6 +50,22 @@ class Published:
     def _cast(self, params: Params) -> dict[TreePath, jax.Array]:
         return {path: _as_published(leaf(params, path), dtype) for path, dtype in self._dtypes.items()}
 
+    def lying(self) -> list[Lying]:
+        """Every tensor where it lies; raises UserError for a policy that is in parts on several devices."""
+        arrays = {path: _whole(array) for path, array in self._arrays.items()}
+        return [
+            Lying(
+                entry.name,
+                dtype_name(self._dtypes[entry.path]),
+                entry.hf_shape,
+                entry.transposed,
+                arrays[entry.path],
+                prod(entry.shape) * (int(np.ravel_multi_index(entry.index, entry.stack)) if entry.stack else 0),
+                prod(entry.shape),
+            )
+            for entry in entries(self.cfg)
+        ]
+
     def advance(self, params: Params) -> list[Changed]:
         """What of every tensor has changed, as far as this process has it, in the order of the model's tensors; from
         then on ``params`` are what was published. Raises TooMany, and then they are too."""
@@ -62,6 +81,16 @@ class Published:
         with ThreadPoolExecutor(_threads(self._arrays.values())) as pool:
             found = {name: each for part in pool.map(look, largest_first) for name, each in part.items()}
         return [Changed(e.name, self._dtypes[e.path], e.hf_shape, found[e.name]) for e in entries(self.cfg)]
+
+
+def _whole(array: jax.Array) -> jax.Array:
+    """On one device."""
+    if not array.is_fully_replicated:
+        raise UserError(
+            f"weights.transport=nccl: the policy is in parts on {len(array.sharding.device_set)} devices, and must be "
+            "sent by one that has all of it: weights.transport=http takes any mesh"
+        )
+    return array.addressable_data(0)
 
 
 def _threads(arrays: Iterable[jax.Array]) -> int:

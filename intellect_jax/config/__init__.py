@@ -22,6 +22,7 @@ __all__ = [
     "from_plain",
     "get",
     "makes_deltas",
+    "published_copies",
     "replays_experts",
     "to_plain",
     "validate",
@@ -92,6 +93,11 @@ def makes_deltas(config: ConfigDict) -> bool:
     """Whether versions are published as what changed, for which a trainer keeps the last one on its devices."""
     weights = config.weights
     return bool(weights.deltas and weights.dtype == "bfloat16" and not config.lora.rank and config.trainer.max_steps)
+
+
+def published_copies(config: ConfigDict) -> int:
+    """How many published versions a trainer keeps on its devices: NCCL sends the one before as well."""
+    return makes_deltas(config) * (2 if config.weights.transport == "nccl" else 1)
 
 
 def replays_experts(config: ConfigDict) -> bool:

@@ -120,6 +120,18 @@ RULES: tuple[Rule, ...] = (
         "the urls of servers that run already",
     ),
     Rule(
+        ("weights.transport", "sampler.backend", "distributed.processes"),
+        lambda c: c.weights.transport == "nccl" and (c.sampler.backend != "vllm" or c.distributed.processes > 1),
+        'NCCL brings weights from one trainer process to vLLM: sampler.backend="vllm", or weights.transport="http"',
+    ),
+    Rule(
+        ("weights.transport", "weights.deltas", "weights.dtype", "lora.rank"),
+        lambda c: (
+            c.weights.transport == "nccl" and (not c.weights.deltas or c.weights.dtype != "bfloat16" or c.lora.rank > 0)
+        ),
+        "NCCL sends the copy of the policy that deltas are made from: those on, in bfloat16, and no LoRA",
+    ),
+    Rule(
         ("sampler.backend", "sampler.on_update"),
         lambda c: c.sampler.backend == "vllm" and c.sampler.on_update == "keep_kv",
         "vLLM forgets its cache at every update: use reprefill or wait",

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
@@ -38,8 +39,9 @@ class Updates:
         self.latest: tuple[str, Version] | None = None  # manifest (path or URL), version
         self.stragglers = Stragglers()
         self._servers, self._wire, self._on_damaged = servers, wire, on_damaged
-        over_http = config.weights.transport == "http" and not config.eval.only  # an evaluation has no trainer
-        self._weights = config.weights.address if over_http else ""
+        transport, at = config.weights.transport, urlsplit(config.weights.address).netloc
+        from_trainer = transport != "folder" and not config.eval.only  # an evaluation has no trainer
+        self._weights = f"{transport}://{at}" if from_trainer else ""
         self._outage = config.launch.start_timeout
         self._at_once = config.sampler.paused_at_once
         self._pause = _PAUSE[config.sampler.on_update]

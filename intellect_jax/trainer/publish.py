@@ -16,6 +16,7 @@ from intellect_jax.monitor.room import wait_for_room
 from intellect_jax.parallel.processes import gathered, meet
 from intellect_jax.transport.changes import TooMany
 from intellect_jax.transport.deltas import Changed
+from intellect_jax.transport.nccl.group import Lying
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 
@@ -63,6 +64,11 @@ class Publisher:
             parts=parts,
             meet=meet,
         )
+
+    def lying(self) -> list[Lying]:
+        """The last version's tensors on the device, for which ``makes_deltas`` must hold; raises UserError."""
+        assert self._published is not None
+        return self._published.lying()
 
     def _changed(self, policy: Policy) -> list[Changed] | None:
         """What changed since the last version; None without one, or when it is too much."""

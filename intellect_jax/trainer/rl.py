@@ -26,6 +26,7 @@ from intellect_jax.trainer.report import rl_metrics
 from intellect_jax.trainer.setup import Trainer
 from intellect_jax.trainer.step import TrainState
 from intellect_jax.transport.batches import CUT, BatchClient
+from intellect_jax.transport.nccl.sender import NcclServing
 from intellect_jax.transport.relay.serve import Serving
 from intellect_jax.transport.relay.server import TOKEN_VARIABLE
 from intellect_jax.transport.weights import WeightStore
@@ -145,7 +146,10 @@ class RLLoop:
         if self.serving:
             self.serving.ensure()
         policy = self.trainer.policy(self.state)
-        return self.publisher.publish(self.version, policy, replace_damaged=replace_damaged)
+        manifest = self.publisher.publish(self.version, policy, replace_damaged=replace_damaged)
+        if isinstance(self.serving, NcclServing):
+            self.serving.sender.hold(self.version, self.publisher.lying())
+        return manifest
 
     def mend(self) -> None:
         """Publishes the current version again, which nobody can read."""
@@ -184,10 +188,15 @@ class RLLoop:
         self.metrics.log(batch.step, {**learned, **times, **row})
 
 
-def _serve(config: ConfigDict, store: WeightStore) -> Serving | None:
-    """Versions over HTTP, where the configuration asks for that."""
-    if config.weights.transport != "http":
+def _serve(config: ConfigDict, store: WeightStore) -> Serving | NcclServing | None:
+    """Versions over HTTP or by NCCL, where the configuration asks for that."""
+    if config.weights.transport == "folder":
         return None
-    where = urlsplit(config.weights.address)
+    where, token = urlsplit(config.weights.address), os.environ.get(TOKEN_VARIABLE, "")
     host = where.hostname or "*"
-    return Serving(store.folder, "" if host == "*" else host, where.port or 0, os.environ.get(TOKEN_VARIABLE, ""))
+    host, port = "" if host == "*" else host, where.port or 0
+    return (
+        NcclServing(host, port, token)
+        if config.weights.transport == "nccl"
+        else Serving(store.folder, host, port, token)
+    )

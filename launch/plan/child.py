@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from intellect_jax.bridge.huggingface import load_config
-from intellect_jax.config import from_plain, makes_deltas
+from intellect_jax.config import from_plain, published_copies
 from intellect_jax.files import write_json
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora_shape import Lora
@@ -63,8 +63,8 @@ def compile_request(request: Request) -> Compiled:
     base = frozen_base(cfg, mesh) if Lora.from_config(config.lora) else None
     arguments = (state, setup.batch_specs(config, cfg, mesh, shape), rate, base)
     compiled.state = state_bytes(*arguments)
-    if makes_deltas(config):
-        compiled.state["published"] = compiled.state["gradients"] / 2  # the parameters in bfloat16
+    if copies := published_copies(config):
+        compiled.state["published"] = copies * compiled.state["gradients"] / 2  # the parameters in bfloat16
     start = time.monotonic()
     with jax.default_device(devices[0]):  # kernels that ask which device they are for
         traced = setup.jit_step(config, cfg, mesh, optimizer, state).trace(*arguments)

@@ -12,7 +12,7 @@ from math import prod
 
 from ml_collections import ConfigDict
 
-from intellect_jax.config import makes_deltas
+from intellect_jax.config import published_copies
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.lora_shape import Lora
 from intellect_jax.parallel.axes import AXES
@@ -36,7 +36,7 @@ class Shape:
     remat: str  # as ``trainer.remat``
     lora: Lora | None = None
     moments: float = 8.0
-    published: bool = False  # the last published version stays on the devices, to find what changes
+    published: int = 0  # versions that stay on the devices: to find what changes, and for NCCL
 
     @classmethod
     def of(cls, config: ConfigDict, cfg: ModelConfig, batch: Batch, mesh: Mapping[str, int], remat: str) -> Shape:
@@ -44,7 +44,7 @@ class Shape:
         optimizer = config.trainer.optimizer
         moments = estimates.BYTES[optimizer.moments_dtype] * (1 if optimizer.name == "muon" else 2)
         on_device = 0 if optimizer.offload else moments
-        return cls(cfg, batch, mesh, remat, Lora.from_config(config.lora), on_device, makes_deltas(config))
+        return cls(cfg, batch, mesh, remat, Lora.from_config(config.lora), on_device, published_copies(config))
 
     @property
     def tokens(self) -> float:

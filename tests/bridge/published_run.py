@@ -7,9 +7,11 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from intellect_jax.bridge.published import Published
 from intellect_jax.config import default_config
+from intellect_jax.errors import UserError
 from intellect_jax.parallel.axes import AXES
 from intellect_jax.parallel.mesh import make_mesh
 from intellect_jax.trainer import setup
@@ -26,12 +28,15 @@ def main(axes: dict[str, int]) -> None:
     old = random_params(SMALL, 0)
     new = nudged(old, 1e-5)
     right = Published(old, SMALL, "bfloat16").advance(new)
-    found = Published(jax.device_put(old, shardings), SMALL, "bfloat16").advance(jax.device_put(new, shardings))
+    in_parts = Published(jax.device_put(old, shardings), SMALL, "bfloat16")
+    found = in_parts.advance(jax.device_put(new, shardings))
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(jax.device_put(new, shardings)))
     for one, other in zip(right, found, strict=True):
         assert (one.name, one.shape) == (other.name, other.shape)
         for a, b in zip(one.changes, other.changes, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=one.name)
+    with pytest.raises(UserError, match="in parts on"):  # for NCCL one device must have all of it
+        in_parts.lying()
     print(f"{sum(each.changes.where.size for each in found)} changes in {len(found)} tensors")
 
 

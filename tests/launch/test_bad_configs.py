@@ -48,6 +48,16 @@ BAD = {
         "--config.model.head_dim=6",
         "model.head_dim=6, model.partial_rotary_factor=0.5: RoPE rotates pairs: their product must be even",
     ),
+    "NCCL to our own sampler": (
+        "--config.weights.transport=nccl",
+        "weights.transport=nccl, sampler.backend=jax, distributed.processes=0: NCCL brings weights from one trainer "
+        "process to vLLM",
+    ),
+    "NCCL without what it sends": (
+        "--config.weights.transport=nccl --config.weights.deltas=False --config.sampler.backend=vllm "
+        "--config.sampler.urls=http://127.0.0.1:1",
+        "weights.transport=nccl, weights.deltas=False, weights.dtype=bfloat16, lora.rank=0: NCCL sends the copy",
+    ),
     "missing file": (
         "--config.sft.data={here}/nothing.jsonl --config.sft.steps=2",
         "sft.data={here}/nothing.jsonl: no such file or folder",

@@ -17,10 +17,11 @@ WEIGHTS: Section = {
     ),
     "transport": Key(
         "folder",
-        "how versions reach samplers: through a folder that all see, or from the trainer and from each other over HTTP",
-        one_of("folder", "http"),
+        "how versions reach samplers: through a folder that all see; over HTTP, from the trainer and from each other; "
+        "or by NCCL, from the trainer's one GPU to vLLM's",
+        one_of("folder", "http", "nccl"),
     ),
-    "address": Key("", "where samplers find the trainer's versions (http); empty: chosen at start", http_address),
+    "address": Key("", "where samplers find the trainer's versions (http, nccl); empty: chosen at start", http_address),
     "cache": Key(
         "", "folder on each sampler's own disk for three versions (http); empty: the system's temporary folder"
     ),

@@ -7,3 +7,4 @@ What both sides must know stands here, where either can import it.
 
 BACKEND = "intellect_jax"  # under which vLLM knows our weight transfer
 EXPECTED = "tensors.json"  # beside the model's config.json: name → [dtype, shape] of every tensor of a version
+NAME_VARIABLE = "INTELLECT_JAX_SERVER"  # of a server, the same for all its workers and again when it is started again

@@ -1,4 +1,4 @@
-"""vLLM's weight transfer backend that reads published versions, from a folder or over HTTP."""
+"""vLLM's weight transfer backend that reads published versions, from a folder, over HTTP or by NCCL."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from intellect_jax.sampler.vllm_plugin import EXPECTED
+from intellect_jax.sampler.vllm_plugin.nccl import SCHEME, Announced, Announcements, Receiver
 from intellect_jax.sampler.vllm_plugin.reader import Reader
 from intellect_jax.sampler.vllm_plugin.reload import Loader
 from intellect_jax.transport.safetensors_file import dtype_name
@@ -53,8 +54,19 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.reader = Reader(partial(refuse_other_model, expected_file=Path(self.model_config.model) / EXPECTED))
+        check = partial(refuse_other_model, expected_file=Path(self.model_config.model) / EXPECTED)
+        self._files, self._announced = Reader(check), Reader(check, Announcements())
+        self.reader = self._files  # of the last version
+        self._receiver = Receiver(*args, **kwargs)
         self.loader = Loader(self.model, self.model_config)
+
+    def begin_reading(self, manifest: str, version: str) -> None:
+        """On a thread, while the model samples on; ``reader`` says how it stands."""
+        self.reader = self._reader(manifest)
+        self.reader.begin(manifest, version)
+
+    def _reader(self, manifest: str) -> Reader:
+        return self._announced if manifest.startswith(f"{SCHEME}://") else self._files
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to do; see :class:`InitInfo`."""
@@ -67,10 +79,17 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Raises WeightError, with the model untouched, for what must not be loaded."""
-        tensors = self.reader.finish(update_info.manifest, update_info.version)
+        self.reader = self._reader(update_info.manifest)
+        version = self.reader.finish(update_info.manifest, update_info.version)
+        if isinstance(version, Announced):
+            self._receiver.ask(version)
         begun = time.monotonic()
         try:
-            self.loader.load(tensors)
+            if isinstance(version, Announced):
+                with self.loader.reloading():
+                    self._receiver.receive(version)
+            else:
+                self.loader.load(version.tensors)
         except BaseException:
             log.exception("FATAL version %s could not be loaded: the model is not whole any more", update_info.version)
             logging.shutdown()
@@ -78,8 +97,9 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         log.info("version %s: loaded in %.3f s", update_info.version, time.monotonic() - begun)
 
     def shutdown(self) -> None:
-        """Passes versions on no more."""
-        self.reader.close()
+        """Passes versions on no more, and takes none."""
+        self._files.close()
+        self._receiver.close()
 
 
 def refuse_other_model(tensors: dict[str, np.ndarray], expected_file: Path) -> None:

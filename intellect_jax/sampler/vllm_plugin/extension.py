@@ -22,7 +22,7 @@ class Extension:
 
     def read_version(self, manifest: str, version: str) -> None:
         """Begins to read a version on a thread; the model samples on."""
-        self.weight_transfer_engine.reader.begin(manifest, version)
+        self.weight_transfer_engine.begin_reading(manifest, version)
 
     def version_read(self, version: str) -> dict[str, Any]:
         """How that stands: ``done``, and the ``error`` if there was one."""

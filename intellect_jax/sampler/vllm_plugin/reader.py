@@ -33,9 +33,10 @@ class Reader:
     Whoever uses the tensors may begin the next reading only when done with them: it may change them in place.
     """
 
-    def __init__(self, check: Callable[[Tensors], None]):
+    def __init__(self, check: Callable[[Tensors], None], intake: Any = None):
+        """``intake``: what brings versions, files unless it is given; see ``relay.intake.Intake``."""
         self._check = check
-        self._intake = Intake()
+        self._intake = intake or Intake()
         self._last = _Reading("", error="no version was asked for")
 
     def begin(self, manifest: str, version: str) -> None:
@@ -56,15 +57,15 @@ class Reader:
         done = self._last.done
         return {"done": done, "error": self._last.error if done else None, "damaged": self._last.damaged}
 
-    def finish(self, manifest: str, version: str) -> Tensors:
-        """The version's tensors, as soon as they are read; raises WeightError."""
+    def finish(self, manifest: str, version: str) -> Any:
+        """The intake's mirror, of which ``tensors`` are the version's, as soon as they are read; raises WeightError."""
         if self._last.version != version:
             self.begin(manifest, version)
         if self._last.thread is not None:
             self._last.thread.join()
         if self._last.error is not None:
             raise WeightError(self._last.error)
-        return self._intake.mirror.tensors
+        return self._intake.mirror
 
     def close(self) -> None:
         """Ends what is being read, with an error, and passes nothing on any more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,18 +37,24 @@ class Loader:
         self._calls: Calls | None = None
 
     def load(self, tensors: dict[str, np.ndarray]) -> None:
-        """Puts every tensor (Hugging Face names) where it belongs, packed as this platform's kernels want it.
+        """Puts every tensor (Hugging Face names) where it belongs."""
+        given = dict(_on_host(tensors))
+        with self.reloading():
+            if self._calls is None:
+                self._calls = self._learn(given)
+            else:
+                self.model.load_weights(replay(self._calls, given))
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """Inside, the model takes new weights; at the end they are packed as this platform's kernels want them.
 
         In between the model holds placeholders: no engine step may run meanwhile, and after an exception none ever.
         """
-        given = dict(_on_host(tensors))
         if current_platform.is_cpu():
             _forget_packed_experts(self.model)
         initialize_layerwise_reload(self.model)
-        if self._calls is None:
-            self._calls = self._learn(given)
-        else:
-            self.model.load_weights(replay(self._calls, given))
+        yield
         finalize_layerwise_reload(self.model, self.model_config)
         if current_platform.is_cpu():
             _pack_tied_heads(self.model)

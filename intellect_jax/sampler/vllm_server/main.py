@@ -20,9 +20,10 @@ from intellect_jax.children import describe_exit, die_with_parent
 from intellect_jax.monitor import watchdog
 from intellect_jax.monitor.metrics import Metrics
 from intellect_jax.monitor.server_stats import Stats, parse
+from intellect_jax.sampler.vllm_plugin import NAME_VARIABLE
 from intellect_jax.sampler.vllm_server import command
 from intellect_jax.sampler.vllm_server.model_folder import link_plugin, make_model_folder
-from intellect_jax.transport.relay.cache import VARIABLE, folder_of
+from intellect_jax.transport.relay.cache import VARIABLE, Cache, folder_of
 from intellect_jax.transport.relay.intake import HOST_VARIABLE
 from intellect_jax.types import Version
 
@@ -41,8 +42,10 @@ def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
     model = folder / f"model-{index}"
     cfg = make_model_folder(config, run_dir, model)
     variables = command.environment(config, link_plugin(folder / f"plugin-{index}"))
-    variables[VARIABLE] = str(folder_of(config.weights.cache, run_dir, f"sampler-{index}"))
+    cache = folder_of(config.weights.cache, run_dir, f"sampler-{index}")
+    variables[VARIABLE] = str(cache)
     variables[HOST_VARIABLE] = urlsplit(url).hostname or ""
+    variables[NAME_VARIABLE] = url
     argv = command.argv(config, url, model, moe=cfg.num_moe_layers > 0)
     log.info("starting vLLM at %s", url)
     # In our process group: whoever ends that ends vLLM's own children too.
@@ -51,6 +54,7 @@ def main(config: ConfigDict, run_dir: Path, index: int, url: str = "") -> int:
         return asyncio.run(_watch(config, run_dir, index, url, process))
     finally:
         _end(process)
+        Cache(cache).clear()  # vLLM's workers are killed when it ends, and can't
 
 
 async def _watch(config: ConfigDict, run_dir: Path, index: int, url: str, process: subprocess.Popen[bytes]) -> int:
