@@ -20,6 +20,7 @@ python -m launch export  --config=… [--checkpoint=STEP] [--out=FOLDER]    a ch
 python -m launch plan    --config=… --devices=N --target=h100|h200|b200|v5p|v6e|cpu [--search] [--fleet_devices=N]
     [--out=FILE]    compile the step for hardware that is not there: memory, FLOPs, collectives, time, what bounds it
 python -m launch bench   --config=…    the trainer's speed and memory on made-up data, as JSON lines
+python -m launch vllm    --config=… --out=FOLDER    what a vLLM server of your own needs, and its command line
 python -m launch trainer|orchestrator|sampler|env --config=… [--index=N]   one role, here
     Slurm, Kubernetes and several trainer processes: docs/multi_host.md
 python -m launch sampler --join=RUN_DIRECTORY    one more sampler for a run that goes on, until Ctrl-C
@@ -56,6 +57,7 @@ def _command(arguments: command_line.Arguments) -> int:
         "export": commands.export,
         "plan": commands.plan,
         "bench": commands.bench,
+        "vllm": commands.vllm,
     }
     return by_name.get(arguments.command, commands.role)(arguments)
 

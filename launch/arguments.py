@@ -8,7 +8,7 @@ from intellect_jax.errors import UserError
 from launch.suggestions import nearest
 
 ROLES = ("trainer", "orchestrator", "sampler", "env")
-COMMANDS = ("run", "sft", "eval", "export", "plan", "bench", *ROLES)
+COMMANDS = ("run", "sft", "eval", "export", "plan", "bench", "vllm", *ROLES)
 SWITCHES = ("fresh", "dry_run", "help", "search")
 VALUES = ("config", "index", "join", "checkpoint", "out", "devices", "target", "fleet_devices")
 NUMBERS = ("index", "devices", "fleet_devices")
@@ -17,7 +17,7 @@ ONLY_FOR = {  # options that other commands would silently ignore
     "index": ("trainer", "sampler", "env"),
     "join": ("sampler",),
     "checkpoint": ("export",),
-    "out": ("export", "plan"),
+    "out": ("export", "plan", "vllm"),
     "devices": ("plan",),
     "target": ("plan",),
     "fleet_devices": ("plan",),
@@ -38,7 +38,7 @@ class Arguments:
     index: int | None = None  # which trainer process, sampler or environment worker
     join: str = ""  # directory of a run that goes on, which a sampler joins
     checkpoint: str = ""  # step to export; empty: the newest
-    out: str = ""  # folder to export to, file of a plan; empty: <run>/export, <run>/plan.json
+    out: str = ""  # folder to export to, file of a plan, folder for vLLM; empty: <run>/export, <run>/plan.json
     devices: int = 0  # of the trainer that is planned
     target: str = "cpu"  # hardware to plan for (see plan/targets.py)
     fleet_devices: int = 0  # samplers to plan with; 0: what feeds the trainer

@@ -20,7 +20,7 @@ from intellect_jax.monitor.metrics import Metrics, read_metrics
 from intellect_jax.monitor.summary import LAUNCHER, write_summary
 from intellect_jax.parallel import hosts
 from intellect_jax.transport.weights import WeightStore
-from launch import addresses, joining, preflight, preparation, reporting, roles, rundir
+from launch import addresses, joining, preflight, preparation, reporting, roles, rundir, vllm_folder
 from launch.arguments import Arguments
 from launch.configuration import Resolved, resolve
 from launch.dry_run import dry_run
@@ -133,6 +133,22 @@ def bench(arguments: Arguments) -> int:
     from launch.bench.main import main  # only now: it imports JAX
 
     return main(config)
+
+
+def vllm(arguments: Arguments) -> int:
+    """The folder and the command of vLLM servers that the user starts, and names in ``sampler.urls``."""
+    resolved = resolve(arguments)
+    config = resolved.config
+    if config.sampler.backend != "vllm":
+        raise UserError(f"sampler.backend={config.sampler.backend}: must be vllm for `launch vllm`")
+    if not arguments.out:
+        raise UserError("--out: in which folder? The server's machine must see it, for example --out=vllm_server")
+    out = Path(arguments.out).absolute()
+    preflight.refuse_unwritable("--out", out)
+    if arguments.dry_run:
+        return dry_run(resolved, write=False)
+    print(vllm_folder.write(config, out))
+    return DONE
 
 
 def _take_batch_shape(config: ConfigDict) -> None:

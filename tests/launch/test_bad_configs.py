@@ -50,13 +50,13 @@ BAD = {
     ),
     "NCCL to our own sampler": (
         "--config.weights.transport=nccl",
-        "weights.transport=nccl, sampler.backend=jax, distributed.processes=0: NCCL brings weights from one trainer "
+        "weights.transport='nccl', sampler.backend='jax', distributed.processes=0: NCCL brings weights from one trainer "
         "process to vLLM",
     ),
     "NCCL without what it sends": (
         "--config.weights.transport=nccl --config.weights.deltas=False --config.sampler.backend=vllm "
         "--config.sampler.urls=http://127.0.0.1:1",
-        "weights.transport=nccl, weights.deltas=False, weights.dtype=bfloat16, lora.rank=0: NCCL sends the copy",
+        "weights.transport='nccl', weights.deltas=False, weights.dtype='bfloat16', lora.rank=0: NCCL sends the copy",
     ),
     "missing file": (
         "--config.sft.data={here}/nothing.jsonl --config.sft.steps=2",
