@@ -50,8 +50,8 @@ BAD = {
     ),
     "NCCL to our own sampler": (
         "--config.weights.transport=nccl",
-        "weights.transport='nccl', sampler.backend='jax', distributed.processes=0: NCCL brings weights from one trainer "
-        "process to vLLM",
+        "weights.transport='nccl', sampler.backend='jax', distributed.processes=0: NCCL brings weights from one "
+        "trainer process to vLLM",
     ),
     "NCCL without what it sends": (
         "--config.weights.transport=nccl --config.weights.deltas=False --config.sampler.backend=vllm "
