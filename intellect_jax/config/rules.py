@@ -125,6 +125,12 @@ RULES: tuple[Rule, ...] = (
         'NCCL brings weights from one trainer process to vLLM: sampler.backend="vllm", or weights.transport="http"',
     ),
     Rule(
+        ("weights.transport", "sampler.platform", "sampler.urls"),
+        lambda c: c.weights.transport == "nccl" and c.sampler.platform != "cpu" and not c.sampler.urls,
+        "NCCL connects different GPUs, and servers started here would share the trainer's: start them with "
+        "CUDA_VISIBLE_DEVICES of their own (`launch vllm`) and name them",
+    ),
+    Rule(
         ("weights.transport", "weights.deltas", "weights.dtype", "lora.rank"),
         lambda c: (
             c.weights.transport == "nccl" and (not c.weights.deltas or c.weights.dtype != "bfloat16" or c.lora.rank > 0)

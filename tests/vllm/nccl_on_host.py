@@ -3,8 +3,6 @@
 Only what needs a GPU is another's: the communicator's tensors lie in host memory, and there is no stream.
 """
 
-import os
-
 import torch
 from vllm.distributed.device_communicators.pynccl_wrapper import (
     NCCLLibrary,
@@ -22,7 +20,7 @@ __all__ = ["Extension"]
 
 class Communicator:
     def __init__(self, info, parallel):
-        self.nccl = NCCLLibrary(os.environ["NCCL_STAND_IN"])
+        self.nccl = NCCLLibrary()  # VLLM_NCCL_SO_PATH
         unique_id = self.nccl.unique_id_from_bytes(info.nccl_unique_id_bytes)
         self.comm = self.nccl.ncclCommInitRank(info.world_size, unique_id, parallel.rank + info.rank_offset)
         one = torch.ones(1)

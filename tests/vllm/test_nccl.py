@@ -43,14 +43,14 @@ def interpreter(folder):
 @pytest.mark.parametrize("family", list(POLICIES))
 def test_tokens_are_those_of_versions_that_came_by_nccl(tmp_path, monkeypatch, family):
     cfg, library = POLICIES[family], stand_in(tmp_path)
-    monkeypatch.setenv("NCCL_STAND_IN", library)
+    monkeypatch.setenv("VLLM_NCCL_SO_PATH", library)
     trainer = NcclServing("127.0.0.1", 0, "", Library(library, library))
     config = server_config(write_model(tmp_path / "model", cfg), arguments=ARGUMENTS)
     config.sampler.python = interpreter(tmp_path)
     config.weights.transport, config.weights.address = "nccl", f"http://127.0.0.1:{trainer.port}"
     config.weights.dtype = "bfloat16"
 
-    versions = [Published(jax.device_put(moved(cfg, i)), cfg, "bfloat16").lying() for i in range(UPDATES + 1)]
+    versions = [Published(jax.device_put(moved(cfg, i)), cfg, "bfloat16").lying() for i in range(UPDATES + 2)]
 
     def arrived(number):
         """What vLLM computes with, in float32."""
@@ -71,16 +71,20 @@ def test_tokens_are_those_of_versions_that_came_by_nccl(tmp_path, monkeypatch, f
             for number in range(1, UPDATES + 1):
                 await asyncio.sleep(0.1)
                 await update(fleet, number)
+            nonlocal trainer
+            trainer.close()
+            trainer = NcclServing("127.0.0.1", trainer.port, "", Library(library, library))  # it was started again
+            await update(fleet, UPDATES + 1)
             last = await fleet.generate(prompts[0], {**sampling, "max_tokens": 16}, None)
             return list(zip([*prompts, prompts[0]], [*await asyncio.gather(*running), last], strict=True))
 
     with serving(config, tmp_path / "run"):
         pairs = asyncio.run(generate())
-        trainer.linger(Version(0, UPDATES), 1, timeout=5)
-        assert trainer.sender.readers(Version(0, UPDATES)) == 1
+        trainer.linger(Version(0, UPDATES + 1), 1, timeout=5)
+        assert trainer.sender.readers(Version(0, UPDATES + 1)) == 1
     trainer.close()
     seen = {version for _, generation in pairs for version in generation.versions}
-    assert seen >= {0, UPDATES} and len(seen) > 2
+    assert seen >= {0, UPDATES + 1} and len(seen) > 2
     apart = {number: distances(cfg, arrived(number), number, pairs).max() for number in seen}
     others = min(distances(cfg, arrived(number - 1 if number else 1), number, pairs).max() for number in seen)
     print(f"{family}: worst {max(apart.values()):.1e} over {len(seen)} versions; under neighbouring ones {others:.2f}")
@@ -93,7 +97,7 @@ def test_a_run_gets_every_version_by_nccl_and_the_guard_finds_it_exact(tmp_path)
     library = Path(stand_in(folder))
     for name in ("libnccl.so.2", "libcuda.so.1"):
         (folder / name).symlink_to(library)
-    env = os.environ | {"LD_LIBRARY_PATH": str(folder), "NCCL_STAND_IN": str(library)}
+    env = os.environ | {"LD_LIBRARY_PATH": str(folder), "VLLM_NCCL_SO_PATH": str(library)}
     command = [
         *(sys.executable, "-m", "launch", "--config=configs/debug_vllm_cpu.py", f"--config.run.root={tmp_path}"),
         *("--config.run.name=nccl", "--config.sft.steps=5", "--config.sft.decay_steps=2", "--config.eval.prompts=12"),

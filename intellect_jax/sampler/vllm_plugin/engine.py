@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from intellect_jax.sampler.vllm_plugin import EXPECTED
+from intellect_jax.sampler.vllm_plugin import EXPECTED, nccl
 from intellect_jax.sampler.vllm_plugin.nccl import SCHEME, Announced, Announcements, Receiver
 from intellect_jax.sampler.vllm_plugin.reader import Reader
 from intellect_jax.sampler.vllm_plugin.reload import Loader
@@ -81,25 +84,47 @@ class ManifestEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Raises WeightError, with the model untouched, for what must not be loaded."""
         self.reader = self._reader(update_info.manifest)
         version = self.reader.finish(update_info.manifest, update_info.version)
-        if isinstance(version, Announced):
-            self._receiver.ask(version)
         begun = time.monotonic()
-        try:
-            if isinstance(version, Announced):
-                with self.loader.reloading():
-                    self._receiver.receive(version)
-            else:
+        if isinstance(version, Announced):
+            self._receive(version)
+        else:
+            with _whole_or_not_at_all(update_info.version):
                 self.loader.load(version.tensors)
-        except BaseException:
-            log.exception("FATAL version %s could not be loaded: the model is not whole any more", update_info.version)
-            logging.shutdown()
-            os._exit(HALF_LOADED)
         log.info("version %s: loaded in %.3f s", update_info.version, time.monotonic() - begun)
+
+    def _receive(self, version: Announced) -> None:
+        """Ends the process when it takes too long: a worker that waits in NCCL can do nothing else."""
+        most = nccl.longest(version)
+        timer = threading.Timer(most, _end, [f"version {version.version} has not come in {most:.0f} s"])
+        timer.daemon = True
+        timer.start()
+        try:
+            self._receiver.ask(version)
+            with _whole_or_not_at_all(str(version.version)), self.loader.reloading():
+                self._receiver.receive(version)
+            self._receiver.confirm(version)
+        finally:
+            timer.cancel()
 
     def shutdown(self) -> None:
         """Passes versions on no more, and takes none."""
         self._files.close()
         self._receiver.close()
+
+
+@contextmanager
+def _whole_or_not_at_all(version: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        log.exception("version %s", version)
+        _end(f"version {version} could not be loaded, the model is not whole any more: {error!r}")
+
+
+def _end(why: str) -> None:
+    log.critical("FATAL %s", why)
+    logging.shutdown()
+    os._exit(HALF_LOADED)
 
 
 def refuse_other_model(tensors: dict[str, np.ndarray], expected_file: Path) -> None:

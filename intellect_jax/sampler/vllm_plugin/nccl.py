@@ -6,6 +6,7 @@ of the tensors is read ahead: they come in the pause, one after the other, each 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
 from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
     NCCLWeightTransferInitInfo,
@@ -28,8 +30,12 @@ from intellect_jax.transport.relay.server import TOKEN_VARIABLE
 from intellect_jax.transport.safetensors_file import DTYPES, dtype_name
 from intellect_jax.types import Version
 
+log = logging.getLogger(__name__)
+
 SCHEME = "nccl"
+_LEAST_S, _SLOWEST = 240.0, 32 << 20  # longest that an update may take: seconds, and bytes a second
 _PATIENCE_S = 60.0  # for the other workers of this server to ask, too
+_UNKNOWN = 503  # the trainer's answer to who has not joined
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16"}
 
 
@@ -41,6 +47,11 @@ class Announced:
     version: Version | None = None
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     turned: frozenset[str] = frozenset()  # those that come transposed
+
+
+def longest(announced: Announced) -> float:
+    """Seconds that a version may take, longer than the trainer's own limits: NCCL itself waits for ever."""
+    return _LEAST_S + sum(array.size * array.dtype.itemsize for array in announced.tensors.values()) / _SLOWEST
 
 
 class Announcements:
@@ -79,20 +90,28 @@ class Receiver:
         self._name = os.environ.get(NAME_VARIABLE) or vllm_config.instance_id
         self._token = os.environ.get(TOKEN_VARIABLE, "")
         self._engine: NCCLWeightTransferEngine | None = None
-        self._address = ""
 
     def ask(self, announced: Announced) -> None:
         """Has the trainer send; ``receive`` must follow. Raises WeightError, with nothing on its way."""
-        if self._engine is not None and self._address != announced.address:
-            self.close()  # a trainer that was started again
         try:
-            if self._engine is None:
-                self._join(announced.address)
+            if self._engine is not None and self._sends(announced):
+                return
+            self.close()  # of a trainer that was started again, or gave us up
+            self._join(announced.address)
+            if not self._sends(announced):
+                raise WeightError(f"{announced.address} does not know us, who have just joined")
+        except SourceFailed as error:
+            raise WeightError(str(error)) from error
+
+    def _sends(self, announced: Announced) -> bool:
+        """Whether the trainer does; False where we must join first. Raises SourceFailed."""
+        try:
             self._call(announced.address, "/send", {"version": str(announced.version)})
         except SourceFailed as error:
-            if error.status != 404:  # of a version that is not the latest any more
-                self.close()
-            raise WeightError(str(error)) from error
+            if error.status != _UNKNOWN:
+                raise
+            return False
+        return True
 
     def receive(self, announced: Announced) -> None:
         """Every tensor into the model, as vLLM's engine does it."""
@@ -103,6 +122,15 @@ class Receiver:
         }
         dtypes = [_TORCH_NAMES[dtype_name(array.dtype)] for array in announced.tensors.values()]
         self._engine.receive_weights(NCCLWeightTransferUpdateInfo(list(shapes), dtypes, list(shapes.values())))
+        if self._names[-1].type != "cpu":
+            torch.accelerator.synchronize(self._names[-1])  # until here it is only on its way
+
+    def confirm(self, announced: Announced) -> None:
+        """That all of it is in the model; a trainer that is at its end waits for that."""
+        try:
+            self._call(announced.address, "/got", {"version": str(announced.version)})
+        except SourceFailed as error:
+            log.warning("version %s is here, and the trainer cannot be told: %s", announced.version, error)
 
     def close(self) -> None:
         if self._engine is not None:
@@ -111,12 +139,15 @@ class Receiver:
 
     def _join(self, address: str) -> None:
         size = self._parallel.world_size * self._parallel.data_parallel_size
-        unique_id = self._call(address, "/join", {"size": size})["unique_id"]
+        if self._parallel.data_parallel_size == 1 and self._parallel.data_parallel_index > 0:
+            raise WeightError("replicas of a dense model take no weights by NCCL: weights.transport=http")
+        body = {"size": size, "nccl": int(NCCLLibrary().ncclGetRawVersion())}
+        unique_id = self._call(address, "/join", body)["unique_id"]
         engine = NCCLWeightTransferEngine(*self._names, self._model)
         engine.init_transfer_engine(
             NCCLWeightTransferInitInfo(rank_offset=1, world_size=1 + size, nccl_unique_id_b64=unique_id)
         )
-        self._engine, self._address = engine, address
+        self._engine = engine
 
     def _call(self, address: str, path: str, body: dict[str, Any]) -> Any:
         return call(address, path, self._token, {"group": self._name, **body}, timeout=_PATIENCE_S)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.config import replays_experts
 from intellect_jax.sampler.vllm_plugin import BACKEND
+from intellect_jax.transport.nccl.library import packaged
 
 EXTENSION = "intellect_jax.sampler.vllm_plugin.extension.Extension"
 
@@ -55,6 +56,8 @@ def environment(config: ConfigDict, plugin: Path) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "HF_HUB_OFFLINE": "1",  # the model folder is complete
     }
+    if config.weights.transport == "nccl" and packaged():  # both sides must have the same
+        variables["VLLM_NCCL_SO_PATH"] = packaged()
     if config.sampler.platform == "cpu":
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(config.sampler.kv_cache_gib),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from intellect_jax.transport.nccl.library import Communicator, Library, NcclError
 from intellect_jax.transport.nccl.meeting import Meeting
@@ -55,13 +56,15 @@ class Group:
     """``name``'s ``size`` workers and us."""
 
     def __init__(self, name: str, size: int, library: Library, device: jax.Device):
+        """Raises NcclError."""
         self.name, self.size = name, size
         self.unique_id = library.unique_id()
         self.meeting = Meeting(size, MEET_S)
-        self.sent: Version | None = None  # the latest that arrived
         self.joined = False
         self.failure = ""
+        self.have: Counter[Version] = Counter()  # how many workers do, as they say
         self._library, self._device = library, device
+        self._scratch = jax.block_until_ready(jax.device_put(np.zeros(1, np.float32), device))
         self._jobs: SimpleQueue[tuple[Version, Sequence[Lying]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"nccl-{name}", daemon=True)
 
@@ -74,54 +77,58 @@ class Group:
         """Begins to; raises WeightError where the workers must join anew."""
         if self.failure:
             raise WeightError(f"{self.name} must join again: {self.failure}")
+        self.have.clear()
         self._jobs.put((version, tensors))
 
-    def close(self) -> None:
+    def close(self, timeout: float = 0.0) -> None:
+        """Ends the thread, for which this waits at most ``timeout`` seconds."""
         self.failure = self.failure or "closed"
         self._jobs.put(None)
+        if timeout and self.joined:
+            self._thread.join(timeout)
 
     def _run(self) -> None:
+        comm: Communicator | None = None
         try:
-            comm = self._connected()
-            try:
-                while job := self._jobs.get():
-                    version, tensors = job
-                    with _limited(comm, JOIN_S + sum(t.nbytes for t in tensors) / SLOWEST):
-                        for each in tensors:
-                            comm.send(each.pointer, each.count, each.dtype)
-                        comm.wait()
-                    self.sent = version
-                    del job, tensors  # else its memory is held until the next
-            finally:
-                comm.abort()
-        except NcclError as error:
-            self.failure = str(error)
-            log.warning("weights by NCCL to %s: %s", self.name, error)
+            with self._limited(JOIN_S, lambda: comm):
+                local = self._device.local_hardware_id
+                comm = Communicator(self._library, self.unique_id, 1 + self.size, 0 if local is None else local)
+                comm.greet(self._scratch.unsafe_buffer_pointer())
+            log.info("%s is connected by NCCL, %d workers", self.name, self.size)
+            while job := self._jobs.get():
+                tensors = job[1]
+                with self._limited(JOIN_S + sum(t.nbytes for t in tensors) / SLOWEST, lambda: comm):
+                    for each in tensors:
+                        comm.send(each.pointer, each.count, each.dtype)
+                    comm.wait()
+                del job, tensors  # else its memory is held until the next
+        except Exception as error:  # whatever it is: the workers must not wait for a thread that is gone
+            self._fail(str(error) or repr(error))
+        if comm is not None:
+            with contextlib.suppress(NcclError):
+                comm.close()
 
-    def _connected(self) -> Communicator:
-        local = self._device.local_hardware_id
-        comm = Communicator(self._library, self.unique_id, 1 + self.size, 0 if local is None else local)
-        scratch = jax.block_until_ready(jax.device_put(jnp.zeros(1, jnp.float32), self._device))
-        with _limited(comm, JOIN_S):
-            comm.greet(scratch.unsafe_buffer_pointer())
-        log.info("%s is connected by NCCL, %d workers", self.name, self.size)
-        return comm
+    def _fail(self, why: str) -> None:
+        if not self.failure:
+            log.warning("weights by NCCL to %s: %s", self.name, why)
+        self.failure = self.failure or why
 
+    @contextlib.contextmanager
+    def _limited(self, seconds: float, comm: Callable[[], Communicator | None]) -> Iterator[None]:
+        """NCCL waits for ever for a peer that is gone. After ``seconds`` the group has failed, and a wait is ended."""
 
-@contextlib.contextmanager
-def _limited(comm: Communicator, seconds: float) -> Iterator[None]:
-    """NCCL waits for ever for a peer that is gone: after ``seconds`` the communicator is aborted."""
-    over = threading.Event()
+        def end() -> None:
+            self._fail(f"gave up after {seconds:.0f} s")
+            if (held := comm()) is not None:
+                held.give_up()
 
-    def end() -> None:
-        over.set()
-        comm.abort()
-
-    timer = threading.Timer(seconds, end)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-    if over.is_set():
-        raise NcclError(f"gave up after {seconds:.0f} s")
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+        if self.failure:
+            raise NcclError(self.failure)

@@ -15,7 +15,7 @@ import jax
 
 from intellect_jax.errors import UserError
 from intellect_jax.transport.nccl.group import Group, Lying
-from intellect_jax.transport.nccl.library import Library, NcclError
+from intellect_jax.transport.nccl.library import Library, NcclError, packaged
 from intellect_jax.transport.reading import FOLDER, WeightError
 from intellect_jax.transport.relay.server import NotHere, Server
 from intellect_jax.types import Version
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = re.compile(rf"/({FOLDER.pattern})")
 _POLL_S = 0.2
+_CLOSE_S = 5.0
 
 
 class Sender:
@@ -31,8 +32,9 @@ class Sender:
     told of that:
 
     - ``GET /v0-12`` → {tensors: [[name, dtype, shape, turned]]}, in the order in which they are sent.
-    - ``POST /join`` {group, size} → {unique_id}, when all ``size`` workers of the server have asked.
+    - ``POST /join`` {group, size, nccl} → {unique_id}, when all ``size`` workers of the server have asked.
     - ``POST /send`` {group, version} → {}, likewise; then the trainer sends, and the workers must receive.
+    - ``POST /got`` {group, version} → {}: a worker has received all of it.
     """
 
     def __init__(self, library: Library):
@@ -44,17 +46,19 @@ class Sender:
     def hold(self, version: Version, tensors: Sequence[Lying]) -> None:
         """From now on this is the latest; a version that is being sent stays until it has arrived."""
         jax.block_until_ready([each.array for each in tensors])
+        if self._held and self._held[-1][0] == version:  # published again
+            self._held.pop()
         self._held.append((version, tensors))
 
     def readers(self, version: Version) -> int:
         """How many servers have it."""
         with self._lock:
-            return sum(group.sent == version for group in self._groups.values())
+            return sum(group.have[version] == group.size for group in self._groups.values())
 
     def close(self) -> None:
         with self._lock:
             for group in self._groups.values():
-                group.close()
+                group.close(_CLOSE_S)
 
     # ---- what the server asks, in threads of its own
 
@@ -66,9 +70,12 @@ class Sender:
         if (found := _VERSION.fullmatch(path)) and question is None:
             return {"tensors": [t.to_json() for t in self._tensors(Version(int(found[2]), int(found[3])))]}
         if path == "/join" and question is not None:
-            return self._join(str(question["group"]), int(question["size"]))
+            return self._join(str(question["group"]), int(question["size"]), int(question["nccl"]))
         if path == "/send" and question is not None:
             return self._send(str(question["group"]), Version.parse(question["version"]))
+        if path == "/got" and question is not None:
+            self._group(str(question["group"])).have[Version.parse(question["version"])] += 1
+            return {}
         raise NotHere(f"nothing is at {path}")
 
     def _tensors(self, version: Version) -> Sequence[Lying]:
@@ -78,25 +85,37 @@ class Sender:
                 return tensors
         raise NotHere(f"version {version} is not here, but {', '.join(str(each) for each, _ in held) or 'none'}")
 
-    def _join(self, name: str, size: int) -> dict[str, str]:
+    def _join(self, name: str, size: int, nccl: int) -> dict[str, str]:
         if size < 1:
             raise ValueError(f"size={size}: a server has one worker at least")
+        if nccl != (own := self._library.version()):
+            raise ValueError(
+                f"{name} has NCCL {nccl}, the trainer {own}, and NCCL connects its own version alone: set the server's "
+                f"VLLM_NCCL_SO_PATH to a library like the trainer's, {packaged() or 'libnccl.so.2'}"
+            )
         with self._lock:
             group = self._groups.get(name)
             if group is None or group.failure or group.joined or group.size != size:
                 if group is not None:
                     group.close()
-                group = self._groups[name] = Group(name, size, self._library, self._device())
+                try:
+                    group = self._groups[name] = Group(name, size, self._library, self._device())
+                except NcclError as error:
+                    raise WeightError(str(error)) from error
         group.meeting(group.connect)
         return {"unique_id": base64.b64encode(group.unique_id).decode()}
 
     def _send(self, name: str, version: Version) -> dict[str, Any]:
+        group = self._group(name)
+        group.meeting(lambda: group.send(version, self._tensors(version)))
+        return {}
+
+    def _group(self, name: str) -> Group:
         with self._lock:
             group = self._groups.get(name)
         if group is None or not group.joined:
             raise WeightError(f"{name} has not joined")
-        group.meeting(lambda: group.send(version, self._tensors(version)))
-        return {}
+        return group
 
     def _device(self) -> jax.Device:
         if not self._held:

@@ -54,7 +54,8 @@ class Worker:
         return call(self.address, path, "", {"group": self.name, **body}, timeout=40)
 
     def join(self):
-        raw = base64.b64decode(self.call("/join", size=self.size)["unique_id"])
+        asked = self.call("/join", size=self.size, nccl=self.library.version())
+        raw = base64.b64decode(asked["unique_id"])
         unique_id = _UniqueId.from_buffer_copy(raw)
         self.library("ncclCommInitRank", ctypes.byref(self.comm), 1 + self.size, unique_id, self.rank)
         ones = (ctypes.c_float * 1)(1.0)
@@ -70,6 +71,7 @@ class Worker:
             pointer = array.ctypes.data
             self.library("ncclBroadcast", pointer, pointer, array.size, DTYPES[dtype], 0, self.comm, None)
             found[name] = array.T if turned else array
+        self.call("/got", version=str(version))
         return found
 
     def vanish(self):
@@ -126,6 +128,30 @@ def test_the_version_before_is_still_there_and_older_ones_are_not(library, servi
     right = dict(to_hf(random_params(SMALL, 2), SMALL, "bfloat16"))
     found = worker.receive(V2)
     assert all(np.array_equal(found[name], right[name]) for name in right)
+
+
+def test_another_nccl_is_refused_before_it_hangs(library, serving):
+    serving.sender.hold(V1, published(0)[1])
+    with pytest.raises(SourceFailed, match=r"one has NCCL 22903, the trainer 23203, .*VLLM_NCCL_SO_PATH") as refused:
+        Worker(library, serving).call("/join", size=1, nccl=22903)
+    assert refused.value.status == 400
+
+
+def test_what_was_sent_is_not_there_before_every_worker_says_so(library, serving):
+    serving.sender.hold(V1, published(0)[1])
+    pair = [Worker(library, serving, "one", rank, 2) for rank in (1, 2)]
+
+    def work(worker):
+        worker.join()
+        return worker.receive(V1)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, pair))
+        assert serving.sender.readers(V1) == 1
+        serving.sender.hold(V2, published(1)[1])
+        pair[0].call = lambda path, call=pair[0].call, **body: path == "/got" or call(path, **body)
+        list(pool.map(lambda worker: worker.receive(V2), pair))
+    assert serving.sender.readers(V2) == 0
 
 
 def test_a_server_that_is_started_again_joins_again(library, serving, monkeypatch):
