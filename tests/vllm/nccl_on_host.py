@@ -3,6 +3,8 @@
 Only what needs a GPU is another's: the communicator's tensors lie in host memory, and there is no stream.
 """
 
+import os
+
 import torch
 from vllm.distributed.device_communicators.pynccl_wrapper import (
     NCCLLibrary,
@@ -13,6 +15,7 @@ from vllm.distributed.device_communicators.pynccl_wrapper import (
 )
 from vllm.distributed.weight_transfer import nccl_engine
 
+from intellect_jax.sampler.vllm_plugin import nccl
 from intellect_jax.sampler.vllm_plugin.extension import Extension
 
 __all__ = ["Extension"]
@@ -37,5 +40,6 @@ class Communicator:
         self.nccl.ncclCommAbort(self.comm)
 
 
+nccl._LEAST_S = float(os.environ.get("NCCL_LEAST_S", nccl._LEAST_S))
 nccl_engine.worker_init_process_group = Communicator
 torch.cuda.current_stream = lambda device=None: None

@@ -4,6 +4,7 @@ There is no GPU here: NCCL itself is a stand-in on host memory, in the trainer a
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 from intellect_jax.bridge.huggingface import from_hf, to_hf
 from intellect_jax.bridge.published import Published
 from intellect_jax.monitor.metrics import read_metrics
-from intellect_jax.orchestrator.fleet import Fleet
+from intellect_jax.orchestrator.fleet import Fleet, FleetError
+from intellect_jax.transport.nccl.group import Group
 from intellect_jax.transport.nccl.library import Library
 from intellect_jax.transport.nccl.sender import NcclServing
 from intellect_jax.types import Version
@@ -28,6 +30,7 @@ from tests.vllm.test_exactness import BOUND, TEMPERATURE, distances, moved
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
+V0 = Version(0, 0)
 UPDATES = 5
 ARGUMENTS = ("--worker-extension-cls=nccl_on_host.Extension",)
 
@@ -89,6 +92,31 @@ def test_tokens_are_those_of_versions_that_came_by_nccl(tmp_path, monkeypatch, f
     others = min(distances(cfg, arrived(number - 1 if number else 1), number, pairs).max() for number in seen)
     print(f"{family}: worst {max(apart.values()):.1e} over {len(seen)} versions; under neighbouring ones {others:.2f}")
     assert max(apart.values()) <= BOUND and others > 1e-2
+
+
+def test_a_server_whose_version_does_not_come_ends(tmp_path, monkeypatch):
+    cfg, library = POLICIES["qwen3"], stand_in(tmp_path)
+    monkeypatch.setenv("VLLM_NCCL_SO_PATH", library)
+    monkeypatch.setenv("NCCL_LEAST_S", "5")
+    monkeypatch.setattr(Group, "send", lambda self, version, tensors: None)  # the trainer is gone, and says nothing
+    trainer = NcclServing("127.0.0.1", 0, "", Library(library, library))
+    trainer.sender.hold(V0, Published(jax.device_put(moved(cfg, 0)), cfg, "bfloat16").lying())
+    config = server_config(write_model(tmp_path / "model", cfg), arguments=ARGUMENTS)
+    config.sampler.python, config.weights.dtype = interpreter(tmp_path), "bfloat16"
+    config.weights.transport, config.weights.address = "nccl", f"http://127.0.0.1:{trainer.port}"
+
+    async def update():
+        async with Fleet(config.sampler.urls, config) as fleet:
+            await fleet.wait_ready(180)
+            with contextlib.suppress(TimeoutError, FleetError):
+                await asyncio.wait_for(fleet.update(Path("/nowhere/v0-0/manifest.json"), V0), 20)
+
+    with serving(config, tmp_path / "run") as process:
+        asyncio.run(update())
+        assert process.wait(60) == 1
+    trainer.close()
+    log = (tmp_path / "run" / "logs" / "sampler-0.log").read_text()
+    assert "FATAL version 0.0 has not come in 5 s" in log and "FATAL vLLM ended with" in log
 
 
 def test_a_run_gets_every_version_by_nccl_and_the_guard_finds_it_exact(tmp_path):
