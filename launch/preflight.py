@@ -5,7 +5,6 @@ Every function raises UserError, one line with key, value and what would be righ
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -140,7 +139,6 @@ def _tokenizer(config: ConfigDict) -> tuple[Any, str]:
     source = config.tokenizer.path or config.model.path
     if not source:
         return None, "the character tokenizer"
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nobody here misses PyTorch
     try:
         tokenizer = load_tokenizer(source)
     except Exception as error:  # of transformers: a damaged file may raise anything

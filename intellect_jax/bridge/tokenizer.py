@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def load_tokenizer(path: str | Path) -> Any:
 
     Raises ValueError, in one line, when there is none or it has no chat template.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nobody here misses PyTorch
     from transformers import AutoTokenizer  # a second to import, which processes that need no tokenizer save
 
     try:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from intellect_jax.kernels.logprobs import member_logprobs, token_logprobs
+from intellect_jax.kernels.logprobs import head_logits, member_logprobs, token_logprobs
 from tests.policies import quick_jit, relative_error
 
 WIDTH = 8
@@ -108,3 +108,15 @@ def test_memory_grows_with_the_tokens_alone():
     assert long < 8 * short
     assert wide < short + 4 * WIDTH * 131072 * 1.1
     assert long < 4 * 32768 * 32768 / 20  # one array of all logits
+
+
+def test_a_few_large_features_cost_the_logits_no_bits():
+    """Against float64. As in a language model, they come early among the features, and each adds to every logit."""
+    rng = np.random.default_rng(0)
+    hidden, kernel = rng.normal(size=(64, 576)), 0.1 * rng.normal(size=(576, 512))
+    hidden[:, [17, 41, 199]] += [60, -30, 100]
+    kernel[[17, 41, 199]] += 0.3
+    given = [jnp.asarray(x, jnp.float32) for x in (hidden, kernel)]
+    exact = np.asarray(given[0], np.float64) @ np.asarray(given[1], np.float64)
+    ours, plain = (np.sqrt(np.mean((np.asarray(f(*given)) - exact) ** 2)) for f in (head_logits, jnp.matmul))
+    assert ours < 0.4 * plain, (ours, plain)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from intellect_jax.bridge.huggingface import to_hf
+from intellect_jax.kernels.logprobs import member_logprobs
 from intellect_jax.models import transformer
 from intellect_jax.orchestrator.fleet import Fleet, FleetError
 from intellect_jax.transport import changes
@@ -52,14 +53,15 @@ def publish_all(store, cfg, params):
 
 @functools.cache
 def compiled(cfg):
-    """Log-probabilities of each next token, float32 [rows, length - 1], by the trainer's forward pass."""
+    """Log-probabilities of each next token, float32 [rows, length - 1], by the trainer's forward pass and kernel."""
 
     def run(params, tokens, lengths):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         segments = (positions < lengths[:, None]).astype(jnp.int32)
         out = transformer.forward(params, cfg, tokens, positions, segments, compute_dtype=jnp.float32)
-        scaled = transformer.logits(params, cfg, out.hidden)[:, :-1] / TEMPERATURE
-        return jnp.take_along_axis(jax.nn.log_softmax(scaled), tokens[:, 1:, None], axis=-1)[..., 0]
+        members, kernel = segments[:, 1:] > 0, transformer.head_kernel(params, cfg)
+        temperature = jnp.full(members.shape, TEMPERATURE, jnp.float32)
+        return member_logprobs(out.hidden[:, :-1], kernel, tokens[:, 1:], temperature, members)[0]
 
     return jax.jit(run)
 
@@ -74,13 +76,17 @@ def expected(cfg, params, pairs, length):
     ]
 
 
-def distances(cfg, params, version, pairs, length=MAX_LEN):
-    """The largest |Δ logprob| in each generation of the tokens that ``version`` wrote, against what ``params`` give."""
-    worst = []
+def differences(cfg, params, version, pairs, length=MAX_LEN):
+    """For each generation, of the tokens that ``version`` wrote: their logprobs less what ``params`` give."""
+    found = []
     for (_, generation), right in zip(pairs, expected(cfg, params, pairs, length), strict=True):
-        mine = np.array(generation.versions) == version
-        worst.append(np.abs(np.array(generation.logprobs) - right)[mine].max(initial=0.0))
-    return np.array(worst)
+        found.append((np.array(generation.logprobs) - right)[np.array(generation.versions) == version])
+    return found
+
+
+def distances(cfg, params, version, pairs):
+    """The largest |Δ logprob| in each generation."""
+    return np.array([np.abs(off).max(initial=0.0) for off in differences(cfg, params, version, pairs)])
 
 
 def is_a_tie(cfg, params, version, pair):

@@ -14,12 +14,14 @@ from intellect_jax.transport.deltas import Changed
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
 from tests.vllm.servers import server_config, serving
-from tests.vllm.test_exactness import UPDATES, distances, generate
+from tests.vllm.test_exactness import UPDATES, differences, generate
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 LENGTH = 128
-BOUND = 5e-5
+BOUND = 5e-5  # of a single token
+TYPICAL = 6.8e-6  # of all, root mean square: 5.5e-6 seen; 7.2e-6 and more where one side's head is as it was
+SHIFT = 2e-6  # of their mean: 8e-6 with PyTorch's log_softmax as it is
 STEP = np.float32(1.02)  # far more than a step of training moves a matrix, and the model stays what it was
 MOVED = "model.layers.{}.mlp.down_proj.weight"  # of version n: that of layer n, so that a version is a small delta
 ROWS = 8  # whose logits over the whole vocabulary are in memory at once
@@ -63,7 +65,7 @@ def test_every_token_of_smollm2_is_the_trainers(folder, tmp_path):
         prompts, still, moving = asyncio.run(generate(config, store, list(range(UPDATES + 1)), LENGTH))
     pairs = list(zip(prompts * 2, [*still, *moving], strict=True))
     seen = sorted({version for _, generation in pairs for version in generation.versions})
-    worst, kernel = {}, np.array(params["dense_layers"]["mlp"]["down"]["kernel"])
+    apart, kernel = {}, np.array(params["dense_layers"]["mlp"]["down"]["kernel"])
     for number in range(UPDATES + 1):
         if number:
             kernel[number] *= STEP
@@ -72,7 +74,10 @@ def test_every_token_of_smollm2_is_the_trainers(folder, tmp_path):
             now["dense_layers"]["mlp"]["down"] = {"kernel": kernel.copy()}
             wrote = [pair for pair in pairs if number in pair[1].versions]
             batches = [wrote[i : i + ROWS] for i in range(0, len(wrote), ROWS)]
-            parts = [distances(cfg, now, number, some, LENGTH) for some in batches]
-            worst[number] = max(part.max() for part in parts)
-    print(f"SmolLM2: worst over {len(seen)} versions {max(worst.values()):.1e}, of version 0 {worst[0]:.1e}")
-    assert max(worst.values()) <= BOUND and {0, UPDATES} <= set(seen) and len(seen) >= 5
+            apart[number] = np.concatenate([x for some in batches for x in differences(cfg, now, number, some, LENGTH)])
+    everything = np.concatenate(list(apart.values()))
+    worst, rms, mean = np.abs(everything).max(), np.sqrt(np.mean(everything**2)), np.mean(everything)
+    print(f"SmolLM2: {everything.size} tokens, {len(seen)} versions: worst {worst:.1e}, rms {rms:.1e}, mean {mean:.1e}")
+    print("worst of each version:", ", ".join(f"{np.abs(x).max():.1e}" for x in apart.values()))
+    assert worst <= BOUND and rms <= TYPICAL and abs(mean) <= SHIFT
+    assert {0, UPDATES} <= set(seen) and len(seen) >= 5

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
 from intellect_jax.sampler.vllm_plugin.replay import Calls, Recorder, Tensors, replay
+from intellect_jax.sampler.vllm_plugin.rounding import unpack_heads
 from intellect_jax.transport.safetensors_file import dtype_name
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Loader:
         yield
         finalize_layerwise_reload(self.model, self.model_config)
         if current_platform.is_cpu():
-            _pack_tied_heads(self.model)
+            unpack_heads(self.model)
 
     def _learn(self, given: Tensors) -> Calls | None:
         recorder = Recorder(self.model)
@@ -77,20 +77,6 @@ def _forget_packed_experts(model: torch.nn.Module) -> None:
         method = getattr(module, "quant_method", None)
         if method is not None and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
-
-
-def _pack_tied_heads(model: torch.nn.Module) -> None:
-    """Else a head that shares the embedding's weights stays the old one, silently: its own load is empty, so that on
-    a CPU nothing packs it anew.
-
-    Measured on vLLM 0.32 with SmolLM2: every call answers 200, and each token is as likely as any other.
-    """
-    modules = list(model.modules())
-    heads = [module for module in modules if isinstance(module, ParallelLMHead)]
-    embeddings = {id(m.weight) for m in modules if isinstance(m, VocabParallelEmbedding) and m not in heads}
-    for head in heads:
-        if id(head.weight) in embeddings:
-            head.quant_method.process_weights_after_loading(head)
 
 
 def _on_host(tensors: dict[str, np.ndarray]) -> Iterator[tuple[str, torch.Tensor]]:
