@@ -97,10 +97,11 @@ def compiler_of(target: Target) -> str:
 
 
 def environment(compiler: str, devices: int) -> dict[str, str]:
-    """Environment variables of the process that compiles."""
-    if compiler == "cpu":
-        return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return _ENVIRONMENT[compiler]
+    """Environment variables of the process that compiles: XLA's flags of ours come after those of the user."""
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    variables = variables if compiler == "cpu" else _ENVIRONMENT[compiler]
+    flags = (os.environ.get("XLA_FLAGS", ""), variables.get("XLA_FLAGS", ""))
+    return {**variables, "XLA_FLAGS": " ".join(filter(None, flags))}
 
 
 def compile_step(request: Request, timeout: float = 900.0) -> Compiled:

@@ -69,9 +69,11 @@ def _flops(found: dict[str, Any]) -> list[str]:
     model, executed = sum(found["model_flops"].values()), found["executed_flops"]
     lines = [f"model FLOPs  {model:.4g} a step (causal half, nothing twice): " + _shares(found["model_flops"])]
     if executed:
+        traced = found["traced_flops"]  # which does not see into hand-written kernels
+        once = f" (without that {traced:.4g})" if traced >= model else ""
         lines.append(
             f"executed     {executed:.4g}, {executed / model:.2f}x: recomputation, masked halves, padding, and what "
-            f"several devices repeat (without that {found['traced_flops']:.4g})"
+            f"several devices repeat{once}"
         )
     if found["unknown_loops"]:
         lines.append(f"  {found['unknown_loops']} loops are as long as data say: products count as traced")
