@@ -79,7 +79,5 @@ def test_every_token_of_smollm2_is_the_trainers(folder, tmp_path):
     worst, rms, mean = np.abs(everything).max(), np.sqrt(np.mean(everything**2)), np.mean(everything)
     print(f"SmolLM2: {everything.size} tokens, {len(seen)} versions: worst {worst:.1e}, rms {rms:.1e}, mean {mean:.1e}")
     print("worst of each version:", ", ".join(f"{np.abs(x).max():.1e}" for x in apart.values()))
-    assert rms <= TYPICAL and abs(mean) <= SHIFT and worst <= 2 * BOUND
+    assert worst <= BOUND and rms <= TYPICAL and abs(mean) <= SHIFT
     assert {0, UPDATES} <= set(seen) and len(seen) >= 5
-    if worst > BOUND:  # not kept yet: of some thousand tokens one, on which float32 itself is uncertain
-        pytest.xfail(f"a token is off by {worst:.1e}; transformers' float32 is up to 4.6e-5 from its own float64")
