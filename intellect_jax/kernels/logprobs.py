@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from intellect_jax.kernels.products import in_parts
+
 _LARGE = 16  # features that head_logits takes apart; 4 leave a sixth more error, 32 no less
 _LOW = -1e30  # below every logit, and differences with it are finite
 
@@ -43,12 +45,12 @@ def head_logits(hidden: Float[Array, "t d"], kernel: Float[Array, "d w"]) -> Flo
     A language model's last hidden states have a few features ten times as large as all others (Sun et al. 2024,
     arXiv:2402.17762). A CPU adds a logit's products up one after the other, and each addition after a large one rounds
     to its last bit: most of the error of SmolLM2's log-probabilities, which against float64 is 9.4e-6 nats (root mean
-    square) in one sum and 4.5e-6 so.
+    square) in one sum, 4.5e-6 so, and 3.0e-6 where all other products are added up in parts (products.py).
     """
     if hidden.dtype != jnp.float32:
         return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
     large = jax.lax.top_k(jnp.abs(hidden).mean(axis=0), min(_LARGE, hidden.shape[-1] // 4))[1]
-    return hidden.at[:, large].set(0) @ kernel + hidden[:, large] @ kernel[large]
+    return in_parts(hidden.at[:, large].set(0), kernel, 1) + hidden[:, large] @ kernel[large]
 
 
 def _same(x: Array) -> Array:

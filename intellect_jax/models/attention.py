@@ -9,8 +9,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from intellect_jax.kernels.products import plain
 from intellect_jax.models.config import ModelConfig
-from intellect_jax.models.layers import Linear, RMSNorm
+from intellect_jax.models.layers import Linear, Product, RMSNorm
+from intellect_jax.models.ops import Ops
 from intellect_jax.models.rope import rotate
 
 
@@ -28,14 +30,16 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(c, cfg.rms_norm_eps)
             self.k_norm = RMSNorm(c, cfg.rms_norm_eps)
 
-    def qkv(self, x: Float[Array, "b s d"], cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+    def qkv(
+        self, x: Float[Array, "b s d"], cos: Array, sin: Array, product: Product = plain
+    ) -> tuple[Array, Array, Array]:
         """Rotated queries [B, S, H, C], rotated keys and values [B, S, K, C]."""
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = (linear(x, product) for linear in (self.q, self.k, self.v))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def packed(self, x, cos, sin, segment_ids, positions, attention) -> Array:
-        """Attention within the packed rows ``x`` by ``attention`` (see ops.py)."""
-        q, k, v = (checkpoint_name(y, "qkv") for y in self.qkv(x, cos, sin))
-        return self.o(attention(q, k, v, segment_ids, positions))
+    def packed(self, x, cos, sin, segment_ids, positions, ops: Ops) -> Array:
+        """Attention within the packed rows ``x``."""
+        q, k, v = (checkpoint_name(y, "qkv") for y in self.qkv(x, cos, sin, ops.product))
+        return self.o(ops.attention(q, k, v, segment_ids, positions), ops.product)

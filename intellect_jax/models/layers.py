@@ -5,11 +5,17 @@ Shape suffixes: B batch, S sequence, D embed, F MLP width, H query heads, K key/
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from intellect_jax.kernels.products import plain
+
+Product = Callable[[Array, Array, int], Array]  # see kernels/products.py
 
 
 def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float) -> nnx.Param:
@@ -49,8 +55,8 @@ class Linear(nnx.Module):
             self.bias = constant(0.0, shape[-bias_axes:], axes[-bias_axes:])
         self.contract = contract
 
-    def __call__(self, x: Array) -> Array:
-        y = jnp.tensordot(x, self.kernel.get_value().astype(x.dtype), axes=self.contract)
+    def __call__(self, x: Array, product: Product = plain) -> Array:
+        y = product(x, self.kernel.get_value().astype(x.dtype), self.contract)
         if hasattr(self, "lora"):
             a, b = (self.lora[name].get_value().astype(x.dtype) for name in ("a", "b"))
             y = y + jnp.tensordot(jnp.tensordot(x, a, axes=self.contract), b, axes=1)
@@ -65,6 +71,6 @@ class MLP(nnx.Module):
         self.up = Linear(rngs, (hidden, width), ("embed", "mlp"), scale)
         self.down = Linear(rngs, (width, hidden), ("mlp", "embed"), scale)
 
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        gate, up = (checkpoint_name(linear(x), "mlp") for linear in (self.gate, self.up))
-        return self.down(jax.nn.silu(gate) * up)
+    def __call__(self, x: Float[Array, "... d"], product: Product = plain) -> Float[Array, "... d"]:
+        gate, up = (checkpoint_name(linear(x, product), "mlp") for linear in (self.gate, self.up))
+        return self.down(jax.nn.silu(gate) * up, product)

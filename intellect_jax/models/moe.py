@@ -3,8 +3,6 @@ router (HF: Qwen3MoeSparseMoeBlock)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from intellect_jax.kernels.grouped_matmul import LowRank
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.models.layers import MLP, constant, param
+from intellect_jax.models.ops import Ops
 
 
 class Router(nnx.Module):
@@ -78,13 +77,13 @@ class MoE(nnx.Module):
             self.shared = MLP(rngs, cfg.hidden_size, width, cfg.initializer_range)
 
     def __call__(
-        self, x: Float[Array, "b s d"], replay: Int[Array, "b s k"] | None, run: Callable[..., Array]
+        self, x: Float[Array, "b s d"], replay: Int[Array, "b s k"] | None, ops: Ops
     ) -> tuple[Float[Array, "b s d"], Int[Array, "b s k"]]:
-        """Routed plus shared experts' output, and the experts chosen. ``run`` computes the routed ones (see ops.py)."""
+        """Routed plus shared experts' output, and the experts chosen."""
         ids, weights = self.router(x, replay)
         experts = self.experts
         gate, up, down = (w.get_value().astype(x.dtype) for w in (experts.gate, experts.up, experts.down))
-        y = run(x, ids, weights, gate, up, down, experts.low_rank(x.dtype))
+        y = ops.experts(x, ids, weights, gate, up, down, experts.low_rank(x.dtype))
         if hasattr(self, "shared"):
-            y = y + self.shared(x)
+            y = y + self.shared(x, ops.product)
         return y, ids.astype(jnp.int16)

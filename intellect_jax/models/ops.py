@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from intellect_jax.kernels.attention import packed_attention
 from intellect_jax.kernels.grouped_matmul import LowRank, expert_mlp
 from intellect_jax.kernels.logprobs import member_logprobs
+from intellect_jax.kernels.products import plain
 
 
 def local_experts(
@@ -48,6 +49,7 @@ class Ops:
     needs besides its inputs is tagged ``attention`` (see remat.py).
     ``experts(x, ids, weights, gate, up, down, low_rank)``: see :func:`local_experts`. It tags matrix products ``mlp``.
     ``logprobs(hidden, kernel, targets, temperature, members)``: see ``kernels.logprobs.member_logprobs``.
+    ``product(x, w, axes)``: of the linear layers, see ``kernels.products``.
     ``constrain(x, *axes)``: ``x`` with its dimensions laid out by their logical axes.
     ``shuffle``, ``unshuffle``: arrays [B, S, ...] from a row's order to that in which its parts are held, and back.
     """
@@ -55,6 +57,7 @@ class Ops:
     attention: Callable[..., Array] = packed_attention
     experts: Callable[..., Array] = local_experts
     logprobs: Callable[..., tuple[Array, Array]] = member_logprobs
+    product: Callable[[Array, Array, int], Array] = plain
     constrain: Callable[..., Array] = unconstrained
     shuffle: Callable[[Array], Array] = in_place
     unshuffle: Callable[[Array], Array] = in_place

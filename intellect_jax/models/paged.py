@@ -111,7 +111,7 @@ def _layer(cfg, kernel, rotations, rows, pages, offsets, count, moe, params, x, 
         for old, new in ((k, new_k), (v, new_v))
     )
     attended = paged.attention(q, k, v, first + rows.tables, rows.positions, kernel)
-    x, ids = layer.feed_forward(x + layer.attention.o(attended), None, LOCAL.experts)
+    x, ids = layer.feed_forward(x + layer.attention.o(attended), None, LOCAL)
     return x, k, v, ids
 
 

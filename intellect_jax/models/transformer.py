@@ -49,12 +49,12 @@ class DecoderLayer(nnx.Module):
         else:
             self.mlp = MLP(rngs, cfg.hidden_size, cfg.intermediate_size, cfg.initializer_range)
 
-    def feed_forward(self, x, replay, experts):
+    def feed_forward(self, x, replay, ops: Ops):
         """The MLP half; expert ids are None in a dense layer."""
         normed = self.post_norm(x)
         if hasattr(self, "mlp"):
-            return x + self.mlp(normed), None
-        y, ids = self.moe(normed, replay, experts)
+            return x + self.mlp(normed, ops.product), None
+        y, ids = self.moe(normed, replay, ops)
         return x + y, ids
 
 
@@ -181,8 +181,8 @@ def _packed_block(run, kinds, x, scanned):
 
 def _packed_layer(cfg, ops, cos, sin, segment_ids, positions, moe, params, x, replay):
     layer, x = build_layer(cfg, moe, params), checkpoint_name(x, "layer")
-    attended = layer.attention.packed(layer.input_norm(x), cos, sin, segment_ids, positions, ops.attention)
-    x, ids = layer.feed_forward(checkpoint_name(x + attended, "residual"), replay, ops.experts)
+    attended = layer.attention.packed(layer.input_norm(x), cos, sin, segment_ids, positions, ops)
+    x, ids = layer.feed_forward(checkpoint_name(x + attended, "residual"), replay, ops)
     return ops.constrain(x, "rows", "sequence", None), ids
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from intellect_jax.kernels.products import in_parts, plain
 from intellect_jax.models.ops import Ops
 from intellect_jax.parallel.attention import make_attention, make_shuffles
 from intellect_jax.parallel.experts import make_experts
@@ -20,7 +21,8 @@ def make_ops(config: ConfigDict, mesh: Mesh) -> Ops:
     """How the policy computes on ``mesh``."""
     attention = make_attention(config, mesh)
     if mesh.size == 1:
-        return Ops(attention=attention)
+        on_cpu = mesh.devices.item().platform == "cpu"
+        return Ops(attention=attention, product=in_parts if on_cpu else plain)
     shuffle, unshuffle = make_shuffles(config, mesh)
     return Ops(
         attention=attention,

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from intellect_jax.bridge.huggingface import to_hf
-from intellect_jax.kernels.logprobs import member_logprobs
+from intellect_jax.config import default_config
 from intellect_jax.models import transformer
 from intellect_jax.orchestrator.fleet import Fleet, FleetError
+from intellect_jax.parallel.mesh import make_mesh
+from intellect_jax.parallel.ops import make_ops
 from intellect_jax.transport import changes
 from intellect_jax.transport.deltas import Changed
 from intellect_jax.transport.weights import WeightStore
@@ -53,15 +55,17 @@ def publish_all(store, cfg, params):
 
 @functools.cache
 def compiled(cfg):
-    """Log-probabilities of each next token, float32 [rows, length - 1], by the trainer's forward pass and kernel."""
+    """Log-probabilities of each next token, float32 [rows, length - 1], by the trainer's forward pass and kernels."""
+    config = default_config()
+    ops = make_ops(config, make_mesh(config.parallel))
 
     def run(params, tokens, lengths):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         segments = (positions < lengths[:, None]).astype(jnp.int32)
-        out = transformer.forward(params, cfg, tokens, positions, segments, compute_dtype=jnp.float32)
+        out = transformer.forward(params, cfg, tokens, positions, segments, compute_dtype=jnp.float32, ops=ops)
         members, kernel = segments[:, 1:] > 0, transformer.head_kernel(params, cfg)
         temperature = jnp.full(members.shape, TEMPERATURE, jnp.float32)
-        return member_logprobs(out.hidden[:, :-1], kernel, tokens[:, 1:], temperature, members)[0]
+        return ops.logprobs(out.hidden[:, :-1], kernel, tokens[:, 1:], temperature, members)[0]
 
     return jax.jit(run)
 

@@ -1,28 +1,68 @@
 """What vLLM rounds on a CPU more than it has to, put right.
 
 Measured with vLLM 0.32 (PyTorch 2.13) on 5,632 tokens of SmolLM2, float32, against the same model in float64: their
-log-probabilities are off by 1.28e-5 nats (root mean square) without this module and by 4.7e-6 with it, at worst by
-6.2e-5 and 2.7e-5.
+log-probabilities are off by 1.28e-5 nats (root mean square) without this module and by 3.1e-6 with it, at worst by
+6.2e-5 and 2.6e-5. A layer's products take 2.7 ms in parts and 1.9 ms whole (32 tokens, two cores).
 """
 
 from __future__ import annotations
 
 import torch
+from vllm import _custom_ops as ops
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 LARGE = 16
+TERMS = 144
+ROWS = 32  # numbers of tokens that oneDNN keeps a program for; vLLM's own number
 
 
-def unpack_heads(model: torch.nn.Module) -> None:
-    """Lets heads multiply by their weights as they are, by ``head_logits``, not by what oneDNN packs. After every load,
-    for it packs anew.
+def unpack_layers(model: torch.nn.Module) -> list[LinearBase]:
+    """Before a load: the float32 linear layers whose weights vLLM has packed. They will keep the new ones unpacked."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, LinearBase) and isinstance(module.quant_method, UnquantizedLinearMethod):
+            fresh = get_layerwise_info(module).restore_metadata[0]["weight"]
+            if fresh.dtype == torch.float32 and module.weight.numel() == 0:  # packed: vLLM drops the weights then
+                module._cpu_skip_gemm_dispatch = True  # vLLM's name for a layer that it is not to pack
+                module.weight = torch.nn.Parameter(torch.empty(fresh.shape), requires_grad=False)  # the load fills it
+                found.append(module)
+    return found
 
-    It also is what updates a head that shares the embedding's weights: its own load is empty, so that its packed ones
-    would stay the old ones, silently (every call answers 200, and each token is as likely as any other).
+
+def pack(model: torch.nn.Module, layers: list[LinearBase]) -> None:
+    """After a load: packs those layers in :class:`Parts`, and lets heads multiply by their weights as they are.
+
+    The latter also is what updates a head that shares the embedding's weights: its own load is empty, so that its
+    packed ones would stay the old ones, silently (every call answers 200, each token is as likely as any other).
     """
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             module.cpu_linear = head_logits
+    for layer in layers:
+        layer.cpu_linear = Parts(layer.weight)
+        layer.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+def parts(width: int) -> list[slice]:
+    """Of a sum of so many products, the parts that are added up apart, as in kernels/products.py."""
+    step = -(-width // max(1, width // TERMS))
+    return [slice(at, min(at + step, width)) for at in range(0, width, step)]
+
+
+class Parts:
+    """Weights [F, D] packed for oneDNN in parts of D: it adds up all products of an output one after the other."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.packed = [(part, ops.create_onednn_mm(weight[:, part].t(), ROWS)) for part in parts(weight.shape[1])]
+
+    def __call__(self, x: torch.Tensor, _weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        (first, packed), *others = self.packed
+        out = ops.onednn_mm(packed, x[..., first], bias)
+        for part, packed in others:
+            out += ops.onednn_mm(packed, x[..., part], None)
+        return out
 
 
 def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -30,8 +70,12 @@ def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     if hidden.dtype != torch.float32:
         return torch.nn.functional.linear(hidden, weight, bias)
     large = hidden.abs().mean(dim=0).topk(min(LARGE, hidden.shape[1] // 4)).indices
-    others = torch.nn.functional.linear(hidden.index_fill(1, large, 0.0), weight, bias)
-    return others.addmm_(hidden[:, large], weight.index_select(1, large).t())
+    rest = hidden.index_fill(1, large, 0.0)
+    first, *others = parts(weight.shape[1])
+    out = torch.nn.functional.linear(rest[:, first], weight[:, first], bias)
+    for part in others:
+        out.addmm_(rest[:, part], weight[:, part].t())
+    return out.addmm_(hidden[:, large], weight.index_select(1, large).t())
 
 
 def normalise_logprobs(sampler: torch.nn.Module) -> None:
