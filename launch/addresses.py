@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from contextlib import ExitStack, suppress
 
 from ml_collections import ConfigDict
 
@@ -11,6 +13,8 @@ from intellect_jax.errors import UserError
 from launch.configuration import assign
 
 LOCAL = "127.0.0.1"
+# Below those that systems give to outgoing connections, one of which could take a port before its server listens.
+_PORTS = range(15_000, 32_768)
 
 
 def choose(config: ConfigDict) -> None:
@@ -63,15 +67,21 @@ def given(config: ConfigDict, name: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports that nobody listens on now. Held together while choosing, so that none comes twice."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((LOCAL, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Different TCP ports that nobody listens on now. Held together while choosing, so that none comes twice.
+
+    Raises UserError where there are none.
+    """
+    found: list[int] = []
+    with ExitStack() as held:
+        for port in random.SystemRandom().sample(_PORTS, min(len(_PORTS), 100 + 2 * count)):
+            if len(found) == count:
+                break
+            with suppress(OSError):
+                held.enter_context(socket.socket()).bind((LOCAL, port))
+                found.append(port)
+    if len(found) < count:
+        raise UserError(f"of ports {_PORTS.start} to {_PORTS.stop - 1} no {count} are free: name the roles' addresses")
+    return found
 
 
 def refuse_unlistenable(name: str, address: str) -> None:

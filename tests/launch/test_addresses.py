@@ -59,3 +59,17 @@ def test_a_malformed_address_is_told(address):
     assert schema.validate(config) == [
         f"orchestrator.address={address!r}: must be tcp://host:port, or empty to choose a port"
     ]
+
+
+def test_free_ports_are_none_that_outgoing_connections_get(monkeypatch):
+    """Else one of these may take it before the server listens: seen in a test of the sampler."""
+    ports = addresses.free_ports(50)
+    assert len(set(ports)) == 50 and max(ports) < 32_768
+    assert addresses.free_ports(0) == []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(addresses, "_PORTS", range(port, port + 1))
+        with pytest.raises(UserError, match="no 1 are free"):
+            addresses.free_ports(1)
+    assert addresses.free_ports(1) == [port]

@@ -20,6 +20,7 @@ def argv(*changes: str) -> list[str]:
     return ["bench", "--config=configs/debug_cpu.py", *(f"--config.{change}" for change in (*small, *changes))]
 
 
+@pytest.mark.slow
 def test_it_measures_the_real_step(capsys, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.01)
     assert main(argv("bench.steps=3", "bench.warmup_steps=1")) == 0

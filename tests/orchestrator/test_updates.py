@@ -44,6 +44,7 @@ def test_so_many_servers_pause_at_once_and_all_take_it(tmp_path, asked, servers,
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_generation_goes_on_somewhere_while_real_servers_are_updated(tmp_path):
     """And every token is written under the version that it names."""
     config = config_for([url(), url()], **FEW_PROGRAMS)

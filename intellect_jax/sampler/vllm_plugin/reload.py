@@ -12,7 +12,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from intellect_jax.sampler.vllm_plugin.replay import Calls, Recorder, Tensors, replay
-from intellect_jax.sampler.vllm_plugin.rounding import pack, unpack_layers
+from intellect_jax.sampler.vllm_plugin.rounding import add_up_in_parts, unpack_heads
 from intellect_jax.transport.safetensors_file import dtype_name
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,12 @@ class Loader:
         """
         if current_platform.is_cpu():
             _forget_packed_experts(self.model)
-            unpacked = unpack_layers(self.model)
+            add_up_in_parts(self.model)
         initialize_layerwise_reload(self.model)
         yield
         finalize_layerwise_reload(self.model, self.model_config)
         if current_platform.is_cpu():
-            pack(self.model, unpacked)
+            unpack_heads(self.model)
 
     def _learn(self, given: Tensors) -> Calls | None:
         recorder = Recorder(self.model)

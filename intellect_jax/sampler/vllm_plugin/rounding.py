@@ -18,41 +18,25 @@ TERMS = 144
 ROWS = 32  # numbers of tokens that oneDNN keeps a program for; vLLM's own number
 
 
-def unpack_layers(model: torch.nn.Module) -> list[LinearBase]:
-    """Before a load: the float32 linear layers whose weights vLLM has packed. They will keep the new ones unpacked."""
-    found = []
+def add_up_in_parts(model: torch.nn.Module) -> None:
+    """Has every later load pack float32 linear layers as :class:`InParts`. Called before a load."""
     for module in model.modules():
-        if isinstance(module, LinearBase) and isinstance(module.quant_method, UnquantizedLinearMethod):
+        if isinstance(module, LinearBase) and type(module.quant_method) is UnquantizedLinearMethod:
             fresh = get_layerwise_info(module).restore_metadata[0]["weight"]
-            if fresh.dtype == torch.float32 and module.weight.numel() == 0:  # packed: vLLM drops the weights then
-                module._cpu_skip_gemm_dispatch = True  # vLLM's name for a layer that it is not to pack
-                module.weight = torch.nn.Parameter(torch.empty(fresh.shape), requires_grad=False)  # the load fills it
-                found.append(module)
-    return found
+            if fresh.dtype == torch.float32 and module.weight.numel() == 0:  # vLLM drops what it has packed
+                module.quant_method = InParts()
 
 
-def pack(model: torch.nn.Module, layers: list[LinearBase]) -> None:
-    """After a load: packs those layers in :class:`Parts`, and lets heads multiply by their weights as they are.
+class InParts(UnquantizedLinearMethod):
+    """Packs for oneDNN, as vLLM does, but in parts: oneDNN adds up all products of an output one after the other."""
 
-    The latter also is what updates a head that shares the embedding's weights: its own load is empty, so that its
-    packed ones would stay the old ones, silently (every call answers 200, each token is as likely as any other).
-    """
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.cpu_linear = head_logits
-    for layer in layers:
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         layer.cpu_linear = Parts(layer.weight)
         layer.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
 
 
-def parts(width: int) -> list[slice]:
-    """Of a sum of so many products, the parts that are added up apart, as in kernels/products.py."""
-    step = -(-width // max(1, width // TERMS))
-    return [slice(at, min(at + step, width)) for at in range(0, width, step)]
-
-
 class Parts:
-    """Weights [F, D] packed for oneDNN in parts of D: it adds up all products of an output one after the other."""
+    """Weights [F, D], packed in parts of D; called with inputs [..., D]."""
 
     def __init__(self, weight: torch.Tensor):
         self.packed = [(part, ops.create_onednn_mm(weight[:, part].t(), ROWS)) for part in parts(weight.shape[1])]
@@ -63,6 +47,24 @@ class Parts:
         for part, packed in others:
             out += ops.onednn_mm(packed, x[..., part], None)
         return out
+
+
+def parts(width: int) -> list[slice]:
+    """Of a sum of so many products, the parts that are added up apart, as in kernels/products.py."""
+    step = -(-width // max(1, width // TERMS))
+    return [slice(at, min(at + step, width)) for at in range(0, width, step)]
+
+
+def unpack_heads(model: torch.nn.Module) -> None:
+    """Lets heads multiply by their weights as they are, by ``head_logits``, not by what oneDNN packs. After every load,
+    for it packs anew.
+
+    It also is what updates a head that shares the embedding's weights: its own load is empty, so that its packed ones
+    would stay the old ones, silently (every call answers 200, and each token is as likely as any other).
+    """
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.cpu_linear = head_logits
 
 
 def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
