@@ -80,7 +80,8 @@ def forward(
         def visit(n, carry):
             m, total, acc = carry
             at = visits[n]
-            scores = _scores(q_block, k_blocks[at], q_token, jax.tree.map(lambda x: x[at], k_tokens))
+            seen = _sees(q_token, jax.tree.map(lambda x: x[at], k_tokens))
+            scores = _scores(q_block, k_blocks[at].mT, seen)
             new_m = jnp.maximum(m, scores.max(axis=-1))
             shift = finite(new_m)
             p = jnp.exp(scores - shift[..., None])
@@ -95,7 +96,8 @@ def forward(
         return None, (acc / jnp.where(total > 0, total, 1.0)[..., None], lse[..., None])
 
     visits, counts = _visits(_may_see(q_tokens, k_tokens, b))
-    _, (out, lse) = jax.lax.scan(one_block, None, (q_blocks, q_tokens, visits, counts))
+    scanned = (q_blocks, _for_each_head(q_tokens, h // kv), visits, counts)
+    _, (out, lse) = jax.lax.scan(one_block, None, scanned)
     return _rows(out, b, s, h), _rows(lse, b, s, h)[..., 0]
 
 
@@ -114,22 +116,27 @@ def backward(
     delta = jnp.sum(out.astype(jnp.float32) * grad.astype(jnp.float32), axis=-1)
     q_tokens, k_tokens = _token_blocks(queries), _token_blocks(keys)
     q_blocks, grad_blocks = _blocks(q, kv), _blocks(grad, kv)
-    lse_blocks, delta_blocks = _blocks(finite(lse)[..., None], kv), _blocks(delta[..., None], kv)
+    lse_blocks, delta_blocks = (_blocks(x[..., None], kv).mT for x in (finite(lse), delta))
+    # Everything is [key, query]: then one factor in five has to be transposed, and that one once a block. XLA's matmul
+    # on a CPU takes three times as long where the left one is transposed.
+    q_columns, grad_columns = q_blocks.mT, grad_blocks.mT
+    every_query = _for_each_head(q_tokens, h // kv)
 
     def one_block(dq, scanned):
         k_block, v_block, k_token, visits, count = scanned
+        k_columns = jax.lax.optimization_barrier(k_block.mT)
 
         def visit(n, carry):
             dq, dk, dv = carry
             at = visits[n]
-            q_block, grad_block = q_blocks[at], grad_blocks[at]
-            scores = _scores(q_block, k_block, jax.tree.map(lambda x: x[at], q_tokens), k_token)
+            seen = _sees(jax.tree.map(lambda x: x[at], every_query), k_token).T
+            scores = _scores(k_block, q_columns[at], seen)
             p = jnp.exp(scores - lse_blocks[at])
-            dv += _matmul(p.astype(grad.dtype).mT, grad_block)
-            ds = p * (_matmul(grad_block, v_block.mT) - delta_blocks[at]) * c**-0.5
+            dv += _matmul(p.astype(grad.dtype), grad_blocks[at])
+            ds = p * (_matmul(v_block, grad_columns[at]) - delta_blocks[at]) * c**-0.5
             ds = ds.astype(q.dtype)
-            dq = dq.at[at].add(_matmul(ds, k_block))
-            return dq, dk + _matmul(ds.mT, q_block), dv
+            dq = dq.at[at].add(_matmul(k_columns, ds))
+            return dq, dk + _matmul(ds, q_blocks[at]), dv
 
         start = (dq, jnp.zeros(k_block.shape), jnp.zeros(k_block.shape))
         dq, dk, dv = jax.lax.fori_loop(0, count, visit, start)
@@ -137,8 +144,8 @@ def backward(
 
     visits, counts = _visits(_may_see(q_tokens, k_tokens, b).mT)
     scanned = (_blocks(k, kv), _blocks(v, kv), k_tokens, visits, counts)
-    dq, (dk, dv) = jax.lax.scan(one_block, jnp.zeros(q_blocks.shape), scanned)
-    return _rows(dq, b, s, h), _rows(dk, b, t, kv), _rows(dv, b, t, kv)
+    dq, (dk, dv) = jax.lax.scan(one_block, jnp.zeros(q_columns.shape), scanned)
+    return _rows(dq.mT, b, s, h), _rows(dk, b, t, kv), _rows(dv, b, t, kv)
 
 
 def visited_pairs(queries: Tokens, keys: Tokens) -> Int[Array, ""]:
@@ -206,13 +213,19 @@ def _visits(pairs: Bool[Array, "b x y"]) -> tuple[Int[Array, "n y"], Int[Array, 
     return order.reshape(-1, per_row), pairs.sum(axis=-1).reshape(-1)
 
 
-def _scores(q_block, k_block, q_token: Tokens, k_token: Tokens) -> Float[Array, "kv gm m"]:
+def _scores(left: Float[Array, "kv x c"], right: Float[Array, "kv c y"], seen: Bool[Array, "x y"]):
     """Scaled scores, -inf where the query does not see the key."""
-    scores = _matmul(q_block, k_block.mT) * q_block.shape[-1] ** -0.5
-    same = (q_token.segment_ids[:, None] == k_token.segment_ids) & (k_token.segment_ids > 0)
-    mask = same & (k_token.positions <= q_token.positions[:, None])
-    grouped = scores.reshape(scores.shape[0], -1, *mask.shape)
-    return jnp.where(mask, grouped, -jnp.inf).reshape(scores.shape)
+    return jnp.where(seen, _matmul(left, right) * left.shape[-1] ** -0.5, -jnp.inf)
+
+
+def _sees(queries: Tokens, keys: Tokens) -> Bool[Array, "gm m"]:
+    same = (queries.segment_ids[:, None] == keys.segment_ids) & (keys.segment_ids > 0)
+    return same & (keys.positions <= queries.positions[:, None])
+
+
+def _for_each_head(tokens: Tokens, heads: int) -> Tokens:
+    """[N, M] -> [N, GM], as the queries of :func:`_blocks` follow each other."""
+    return jax.tree.map(lambda x: jnp.tile(x, (1, heads)), tokens)
 
 
 def _matmul(a: Float[Array, "kv x y"], b: Float[Array, "kv y z"]) -> Float[Array, "kv x z"]:
