@@ -30,10 +30,10 @@ demo: install
 	$(BIN)/python -m launch --config=$(CONFIG) --fresh
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow and not oracle and not vllm and not soak'
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m 'not slow and not oracle and not vllm and not soak'
 
 test-all: .venv/.installed-test oracle vllm
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m '(slow or oracle) and not vllm'
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m '(slow or oracle) and not vllm'
 	$(BIN)/python -m pytest -m vllm
 
 soak: .venv/.installed-test

@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "words",
     [
-        ("--config=configs/glm45_air_rl.py",),
+        pytest.param(("--config=configs/glm45_air_rl.py",), marks=pytest.mark.slow),
         ("sft", "--config=configs/glm45_air_sft.py"),
         ("sft", "--config=configs/glm45_air_sft.py:stage2"),
     ],

@@ -15,7 +15,7 @@ from intellect_jax.orchestrator.fleet import Fleet, FleetError, RequestRefused
 from intellect_jax.orchestrator.generation import BadGeneration, parse_generation
 from intellect_jax.transport.weights import WeightStore
 from intellect_jax.types import Version
-from tests.orchestrator.standins import answer, answering, config_for, url
+from tests.orchestrator.standins import FEW_PROGRAMS, answer, answering, config_for, url
 from tests.policies import SMALL, random_params
 from tests.samplers import expected_logprobs, running, serving
 
@@ -101,7 +101,7 @@ def test_vllms_routed_experts_are_read_where_they_belong_to_the_tokens():
 
 
 def test_a_whole_fleet_takes_an_update_and_generates(manifests):
-    config = config_for([url(), url()])
+    config = config_for([url(), url()], **FEW_PROGRAMS)
 
     async def scenario(states):
         async with (

@@ -30,6 +30,7 @@ def single(tmp_path_factory):
     return run_on(1, tmp_path_factory.mktemp("mesh") / "single.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [("expert=2", "fsdp=2", "tensor=2")])
 def test_loss_and_gradients_on_a_mesh_equal_one_device(single, tmp_path, axes):
     sharded = run_on(8, tmp_path / "sharded.npz", *axes)

@@ -17,7 +17,7 @@ def assert_exact(done, seed=0):
 
 
 def test_a_group_shares_its_prompt_and_answers_as_if_it_did_not(state):
-    with running(sampler_config(prefix_reuse=False, prefill_buckets=(MAX_LEN,), prefill_rows=1)) as alone:
+    with running(sampler_config(prefix_reuse=False)) as alone:
         install(alone, 0)
         expected = [generate(alone, request(PROMPT, 12, seed=seed))[0] for seed in range(12)]
         assert alone.engine.stats().reused == 0

@@ -53,6 +53,7 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_like_an_unbroken_one(trainer
     assert not (run_dir / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(trainer, unbroken, tmp_path):
     run_dir = with_tokenizer(tmp_path)
     assert run_sft(trainer, run_dir, stop_after(run_dir, 5)) is None

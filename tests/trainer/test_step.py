@@ -30,7 +30,7 @@ def make_samples(params, rng, count=9):
         noise = rng.normal(0, 0.8, length)
         if i == 1:  # one token far below the floor drops the whole sample
             noise[-1] = 20.0
-        logp = np.asarray(sequence_logprobs(params, tokens, temperature))
+        logp = np.asarray(sequence_logprobs(quick_jit(sequence_logits)(params, padded(tokens)), tokens, temperature))
         samples.append(
             Sample(
                 tokens=tokens,
@@ -52,29 +52,42 @@ def make_samples(params, rng, count=9):
 LENGTH = 16  # one sequence a row, so that every sequence compiles once: causal attention never looks at the padding
 
 
-@jax.jit
 def sequence_logits(params, padded):
     positions = jnp.arange(LENGTH)[None]
     return logits(params, CFG, forward(params, CFG, padded, positions, jnp.ones_like(positions)).hidden)[0]
 
 
-def sequence_logprobs(params, tokens, temperature):
-    """log p(tokens[t] | tokens[:t]) for t >= 1 of one sequence alone; 0 at t = 0."""
-    scores = sequence_logits(params, np.pad(tokens, (0, LENGTH - len(tokens)))[None]) / temperature
+@quick_jit
+def pull_back(params, padded, cotangent):
+    return jax.vjp(lambda p: sequence_logits(p, padded), params)[1](cotangent)[0]
+
+
+def padded(tokens):
+    return np.pad(tokens, (0, LENGTH - len(tokens)))[None]
+
+
+def all_logits(params, samples):
+    return [quick_jit(sequence_logits)(params, padded(s.tokens)) for s in samples]
+
+
+def sequence_logprobs(scores, tokens, temperature):
+    """log p(tokens[t] | tokens[:t]) for t >= 1 of one sequence with these logits; 0 at t = 0."""
+    scores = scores / temperature
     log_p = [scores[t - 1, tokens[t]] - jnp.log(jnp.sum(jnp.exp(scores[t - 1]))) for t in range(1, len(tokens))]
     return jnp.stack([jnp.zeros(()), *log_p])
 
 
-def reference_loss(params, samples):
+def reference_loss(scores, samples):
+    """Of each sample's logits [S, V]."""
     counts = {
         name: max(sum(int(s.loss_mask[1:].sum()) for s in samples if getattr(s, f"{name}_weight")), 1)
         for name in ("rl", "ce", "ref_kl")
     }
-    return sum(reference_sample_loss(params, s, counts) for s in samples)
+    return sum(reference_sample_loss(*each, counts) for each in zip(scores, samples, strict=True))
 
 
-def reference_sample_loss(params, s, counts):
-    logp = sequence_logprobs(params, s.tokens, s.temperature)
+def reference_sample_loss(scores, s, counts):
+    logp = sequence_logprobs(scores, s.tokens, s.temperature)
     ratios = np.exp(np.asarray(jax.lax.stop_gradient(logp)) - s.sampler_logprobs)
     members = [t for t in range(1, len(s.tokens)) if s.loss_mask[t]]
     dropped = any(ratios[t] < ICEPOP.rollout_floor for t in members)
@@ -108,12 +121,14 @@ def case():
 def test_packed_loss_equals_one_sequence_at_a_time(case):
     params, samples, _, sums = case
     mine = sums["rl"] + sums["ce"] + sums["ref_kl"]
-    np.testing.assert_allclose(mine, reference_loss(params, samples), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(mine, reference_loss(all_logits(params, samples), samples), atol=1e-5, rtol=1e-5)
 
 
 def test_packed_gradients_equal_one_sequence_at_a_time(case):
     params, samples, grads, _ = case
-    reference = jax.grad(reference_loss)(params, samples)
+    slopes = jax.grad(reference_loss)(all_logits(params, samples), samples)
+    each = [pull_back(params, padded(s.tokens), slope) for s, slope in zip(samples, slopes, strict=True)]
+    reference = jax.tree.map(lambda *parts: sum(parts), *each)
     for (path, mine), theirs in zip(
         jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(reference), strict=True
     ):
@@ -123,8 +138,8 @@ def test_packed_gradients_equal_one_sequence_at_a_time(case):
 def test_mismatch_sums_follow_their_definitions(case):
     params, samples, _, sums = case
     kl, fresh_kl, largest = 0.0, 0.0, 0.0
-    for s in samples:
-        delta = np.asarray(sequence_logprobs(params, s.tokens, s.temperature), np.float64) - s.sampler_logprobs
+    for scores, s in zip(all_logits(params, samples), samples, strict=True):
+        delta = np.asarray(sequence_logprobs(scores, s.tokens, s.temperature), np.float64) - s.sampler_logprobs
         for t in range(1, len(s.tokens)):
             if s.loss_mask[t]:
                 kl += np.exp(delta[t]) - delta[t] - 1
