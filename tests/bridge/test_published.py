@@ -58,6 +58,7 @@ def test_changes_on_the_device_are_those_of_the_files(name):
             np.testing.assert_array_equal(got, wanted, err_msg=each.name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("way")
 def test_a_large_step_is_too_many_changes_and_the_next_small_one_is_not():
     cfg = dataclasses.replace(GLM4_MOE["plain"], vocab_size=512)  # an embedding too large to be allowed all changes

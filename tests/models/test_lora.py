@@ -34,6 +34,7 @@ def merged_slowly(params, factors, lora):
     return jax.tree_util.tree_map_with_path(merge, params)
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_those_through_merged_weights():
     cfg, lora = SHORT, LORA
     policy = with_random_adapter(Policy(jax.device_put(random_params(cfg)), cfg), lora)

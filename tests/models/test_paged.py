@@ -10,8 +10,8 @@ from intellect_jax.models.transformer import forward
 from intellect_jax.sampler.programs import _routes
 from tests.policies import CONFIGS, quick_jit, random_params
 
-FEW = ["tied_without_bias", "all_dense", "qwen3_yarn"]
-MORE = ["plain", "grouped_scaled", "qwen3_moe_sparse_step", "qwen3_moe_mlp_only", "llama_bias"]
+FEW = ["all_dense", "qwen3_yarn"]
+MORE = ["plain", "tied_without_bias", "grouped_scaled", "qwen3_moe_sparse_step", "qwen3_moe_mlp_only", "llama_bias"]
 LENGTH, PAGE = 10, 4
 TABLES = np.array([[3, 9, 1], [2, 5, 7], [6, 4, 8]], np.int32)
 

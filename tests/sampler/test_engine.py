@@ -101,6 +101,7 @@ def test_routed_experts_are_those_of_a_forward_pass(state):
         np.testing.assert_array_equal(np.sort(done.routed_experts), np.sort(routes[:-1]))
 
 
+@pytest.mark.slow
 def test_several_steps_a_round_give_the_same_answers(state):
     def requests():
         return [request([7, i], 21, seed=i, stop_token_ids=frozenset({3})) for i in range(12)]
