@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-# Files of few tests that take half a minute and more. They begin, so that at the end none runs alone: with
+# Files of few tests that take half a minute to ten. They begin, so that at the end none runs alone: with
 # --dist=loadfile a file is one worker's. (Left to itself xdist begins with the files of many tests.)
 LONG = (
+    "tests/test_survival.py",
+    "tests/test_multi_host.py",
+    "tests/parallel/test_equality.py",
     "tests/test_end_to_end.py",
     "tests/docs/test_commands.py",
     "tests/trainer/test_sft.py",
