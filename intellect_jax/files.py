@@ -10,6 +10,11 @@ from typing import Any
 import xxhash
 
 
+def cache_folder() -> Path:
+    """Where what is measured, compiled or converted once on a machine is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intellect_jax"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes strict JSON whole or not at all; raises ValueError for NaN and infinity, which JSON cannot hold."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

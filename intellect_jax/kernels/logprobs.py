@@ -16,12 +16,15 @@ Shape suffixes: B batch, S sequence, T = B*S tokens, D embed, V vocabulary; N ch
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from intellect_jax.kernels import native_logprobs
+from intellect_jax.kernels.native import usable
 from intellect_jax.kernels.products import in_parts
 
 _LARGE = 16  # features that head_logits takes apart; 4 leave a sixth more error, 32 no less
@@ -297,7 +300,14 @@ def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) ->
     return logprobs
 
 
-_on_one_device = differentiable(forward_pass, backward_pass)
+def _by_platform(name: str, *inputs: Array) -> Any:
+    ours = globals()[name]
+    if not usable():
+        return ours(*inputs)
+    return jax.lax.platform_dependent(*inputs, cpu=getattr(native_logprobs, name), default=ours)
+
+
+_on_one_device = differentiable(partial(_by_platform, "forward_pass"), partial(_by_platform, "backward_pass"))
 
 
 def member_logprobs(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from intellect_jax.kernels.products import in_parts, plain
+from intellect_jax.kernels.products import on_a_cpu, plain
 from intellect_jax.models.ops import Ops
 from intellect_jax.parallel.attention import make_attention, make_shuffles
 from intellect_jax.parallel.experts import make_experts
@@ -22,7 +22,7 @@ def make_ops(config: ConfigDict, mesh: Mesh) -> Ops:
     attention = make_attention(config, mesh)
     if mesh.size == 1:
         on_cpu = mesh.devices.item().platform == "cpu"
-        return Ops(attention=attention, product=in_parts if on_cpu else plain)
+        return Ops(attention=attention, product=on_a_cpu() if on_cpu else plain)
     shuffle, unshuffle = make_shuffles(config, mesh)
     return Ops(
         attention=attention,

@@ -14,9 +14,16 @@ from tests.kernels.attention_cases import assert_close, output_and_gradients, pa
 
 
 def test_the_best_by_platform_length_and_numbers():
-    assert best("cpu", 32, jnp.float32) == "plain" and best("cpu", 4096, jnp.bfloat16) == "chunked"
+    assert best("cpu", 32, jnp.float32) == "plain" and best("cpu", 4096, jnp.bfloat16) == "native"
     assert best("tpu", 4096, jnp.float32) == "splash"
     assert best("gpu", 4096, jnp.float32) == "chunked"  # tokamax's kernels take 16 bits
+
+
+def test_without_our_kernels_a_cpu_attends_in_blocks(monkeypatch):
+    monkeypatch.setenv("INTELLECT_JAX_NATIVE", "0")
+    assert best("cpu", 4096, jnp.bfloat16) == "chunked"
+    with pytest.raises(UserError, match=r"trainer.attention=native: needs a C\+\+ compiler"):
+        refuse_misfit("native", jax.devices("cpu")[0])
 
 
 def test_a_kernel_of_another_platform_is_refused():

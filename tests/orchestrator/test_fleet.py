@@ -116,7 +116,7 @@ def test_a_whole_fleet_takes_an_update_and_generates(manifests):
     with running(config) as first, running(config) as second:
         generations = asyncio.run(scenario((first, second)))
         shares = [state.engine.stats().generated for state in (first, second)]
-    assert sum(shares) == 180 and min(shares) > 60, "the load is spread"
+    assert sum(shares) == 180 and min(shares) >= 30, "the load is spread"
     for i, got in enumerate(generations):
         assert got.versions == [1] * 6 and got.lineage == 0 and got.routed_experts is None
         expected = expected_logprobs(random_params(SMALL, 1), [i, 2], got.token_ids)

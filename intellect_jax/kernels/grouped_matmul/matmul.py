@@ -1,7 +1,8 @@
 """A matmul whose rows come in groups, each with a matrix of its own, and its gradients.
 
 The computation is chosen by the platform that the program is compiled for, so that compiling ahead of time for devices
-that are not there gets theirs: blocks on a CPU (blocks.py), the fastest kernel measured elsewhere (ragged.py).
+that are not there gets theirs: on a CPU our own in C++ (native.py), or blocks in plain XLA where nothing can compile
+them (blocks.py); elsewhere the fastest kernel measured (ragged.py).
 
 Shape suffixes: E groups, P rows, D in, F out.
 """
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from intellect_jax.kernels.grouped_matmul import blocks, ragged
+from intellect_jax.kernels.grouped_matmul import blocks, native, ragged
+from intellect_jax.kernels.native import usable
 
 
 @jax.custom_vjp
@@ -45,7 +47,7 @@ def _dispatched(kind: ragged.Kind, left: Array, right: Array, sizes: Array) -> A
         left,
         right,
         sizes,
-        cpu=getattr(blocks, kind),
+        cpu=getattr(native if usable() else blocks, kind),
         cuda=partial(ragged.compute, kind, "cuda"),
         tpu=partial(ragged.compute, kind, "tpu"),
         default=partial(ragged.compute, kind, "other"),

@@ -22,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
+from intellect_jax.files import cache_folder
+
 log = logging.getLogger(__name__)
 
 Kernel = Callable[[Array, Array, Array], Array]
@@ -132,7 +134,7 @@ def version(package: str) -> str:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intellect_jax" / "grouped_matmul.json"
+    return cache_folder() / "grouped_matmul.json"
 
 
 def _read() -> dict[str, dict]:

@@ -1,0 +1,190 @@
+// Log-probabilities and entropies of given tokens from hidden states and the head's kernel, and their gradients.
+//
+// Logits exist for kTokensOfBlock tokens times kColumnsOfChunk columns on each thread. logprobs.py says what is computed
+// and whence; here every thread takes chunks of the vocabulary, whose sums are put together at the end.
+#pragma once
+
+#include "gemm.h"
+#include "grouped.h"
+#include "threads.h"
+
+namespace native {
+
+constexpr int64_t kTokensOfBlock = 16 * kRows, kColumnsOfChunk = 256;
+
+// The tokens that count, one after the other.
+struct Members {
+  std::vector<int64_t> which;
+  std::vector<float> hidden;  // [members, d]
+  int64_t d;
+
+  Members(const float* all_hidden, const bool* member, int64_t tokens, int64_t d) : d(d) {
+    for (int64_t t = 0; t < tokens; ++t)
+      if (member[t]) which.push_back(t);
+    hidden.reserve(which.size() * d);
+    for (int64_t t : which) hidden.insert(hidden.end(), all_hidden + t * d, all_hidden + (t + 1) * d);
+  }
+
+  int64_t count() const { return which.size(); }
+  Matrix rows(int64_t first) const { return {hidden.data() + first * d, d, 1}; }
+};
+
+// Columns of the kernel [d, v], copied so that they lie together.
+struct Chunk {
+  int64_t start, width, d;
+  float* columns;  // [d, width]
+
+  Chunk(const float* kernel, int64_t d, int64_t v, int64_t number, float* memory)
+      : start(number * kColumnsOfChunk), width(std::min(kColumnsOfChunk, v - start)), d(d), columns(memory) {
+    for (int64_t i = 0; i < d; ++i) std::copy_n(kernel + i * v + start, width, columns + i * width);
+  }
+
+  // Over the temperature, of some members; rounded here, so that forward and backward pass see the same numbers.
+  void logits(const Members& members, int64_t first, int64_t some, const float* temperature, float* z) const {
+    multiply(members.rows(first), {columns, width, 1}, some, width, d, z, width, false, kTermsOfLogits);
+    for (int64_t i = 0; i < some; ++i) {
+      const float inverse = 1.0f / temperature[members.which[first + i]];
+      for (int64_t j = 0; j < width; ++j) z[i * width + j] *= inverse;
+    }
+  }
+
+  static constexpr int kTermsOfLogits = 32;  // a few features are large, and cost what is added after them
+};
+
+// exp(z - shift) of each of n numbers z: calls with (index, z - shift, exp) for vectors, and for what is left with
+// numbers past the end that count as -inf.
+template <typename Each>
+inline void each_vector(const float* z, int64_t n, const Each& each) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) each(i, load(z + i), kLanes);
+  if (i == n) return;
+  float rest[kLanes];
+  std::fill_n(rest, kLanes, -std::numeric_limits<float>::infinity());
+  std::copy(z + i, z + n, rest);
+  each(i, load(rest), static_cast<int>(n - i));
+}
+
+// Sums over columns; z is a logit over the temperature.
+struct Sums {
+  float peak, mass, moment;  // max z, sum exp(z - peak), sum exp(z - peak) (z - peak)
+};
+
+inline Sums sums_of(const float* z, int64_t n) {
+  Vec peaks = all(-std::numeric_limits<float>::infinity());
+  each_vector(z, n, [&](int64_t, Vec x, int) { peaks = larger(peaks, x); });
+  const float peak = largest(peaks);
+  Vec mass{}, moment{};
+  each_vector(z, n, [&](int64_t, Vec x, int) {
+    const Vec centred = x - peak, weight = exp(centred);
+    mass += weight;
+    moment += weight * (centred < all(-87.0f) ? Vec{} : centred);
+  });
+  return {peak, sum(mass), sum(moment)};
+}
+
+inline ffi::Error logprobs(ffi::ThreadPool pool, Floats hidden, Floats kernel, Integers targets, Floats temperature,
+                           ffi::Buffer<ffi::PRED> member, ffi::ResultBuffer<ffi::F32> logprob,
+                           ffi::ResultBuffer<ffi::F32> entropy, ffi::ResultBuffer<ffi::F32> logsumexp) {
+  const int64_t d = kernel.dimensions()[0], v = kernel.dimensions()[1], tokens = targets.element_count();
+  const Members members(hidden.typed_data(), member.typed_data(), tokens, d);
+  const int64_t count = members.count(), chunks = (v + kColumnsOfChunk - 1) / kColumnsOfChunk;
+  std::vector<Sums> sums(chunks * count);
+  for (auto* out : {&logprob, &entropy, &logsumexp}) std::fill_n((*out)->typed_data(), tokens, 0.0f);
+  parallel(pool, chunks, [&](int64_t number) {
+    const Chunk chunk(kernel.typed_data(), d, v, number, scratch<0>(d * kColumnsOfChunk));
+    float* z = scratch<1>(kTokensOfBlock * kColumnsOfChunk);
+    each_stretch(count, kTokensOfBlock, [&](int64_t first, int64_t some) {
+      chunk.logits(members, first, some, temperature.typed_data(), z);
+      for (int64_t i = 0; i < some; ++i) {
+        const int64_t t = members.which[first + i], target = targets.typed_data()[t] - chunk.start;
+        const float* own = z + i * chunk.width;
+        sums[number * count + first + i] = sums_of(own, chunk.width);
+        if (0 <= target && target < chunk.width) logprob->typed_data()[t] = own[target];
+      }
+    });
+  });
+  for (int64_t i = 0; i < count; ++i) {
+    Sums whole = sums[i];
+    for (int64_t number = 1; number < chunks; ++number) whole.peak = std::max(whole.peak, sums[number * count + i].peak);
+    whole.mass = whole.moment = 0;
+    for (int64_t number = 0; number < chunks; ++number) {
+      const Sums& part = sums[number * count + i];
+      const float shift = part.peak - whole.peak, scale = std::exp(shift);
+      whole.mass += scale * part.mass;
+      whole.moment += scale * (part.moment + shift * part.mass);
+    }
+    const int64_t t = members.which[i];
+    const float log_mass = std::log(whole.mass);
+    logprob->typed_data()[t] -= whole.peak + log_mass;
+    entropy->typed_data()[t] = log_mass - whole.moment / whole.mass;
+    logsumexp->typed_data()[t] = whole.peak + log_mass;
+  }
+  return ffi::Error::Success();
+}
+
+// What the gradient knows of a token.
+struct Given {
+  float temperature, entropy, logsumexp, d_logprob, d_entropy;
+};
+
+// Of the logprob log p_y: 1[v = y] - p_v; of the entropy H: -p_v (log p_v + H); both over the temperature. In place.
+inline void to_gradient(float* z, int64_t n, int64_t target, const Given& given) {
+  const float inverse = 1.0f / given.temperature, slope = given.d_logprob + given.d_entropy * given.entropy;
+  each_vector(z, n, [&](int64_t i, Vec x, int some) {
+    const Vec log_p = x - given.logsumexp;
+    const Vec spread = exp(log_p) * (slope + given.d_entropy * log_p) * -inverse;
+    if (some == kLanes) return store(z + i, spread);
+    for (int j = 0; j < some; ++j) z[i + j] = spread[j];
+  });
+  if (0 <= target && target < n) z[target] += given.d_logprob * inverse;
+}
+
+inline ffi::Error logprobs_gradient(ffi::ThreadPool pool, Floats hidden, Floats kernel, Integers targets,
+                                    Floats temperature, ffi::Buffer<ffi::PRED> member, Floats entropy,
+                                    Floats logsumexp, Floats d_logprob, Floats d_entropy,
+                                    ffi::ResultBuffer<ffi::F32> d_hidden, ffi::ResultBuffer<ffi::F32> d_kernel) {
+  const int64_t d = kernel.dimensions()[0], v = kernel.dimensions()[1], tokens = targets.element_count();
+  const Members members(hidden.typed_data(), member.typed_data(), tokens, d);
+  const int64_t count = members.count(), chunks = (v + kColumnsOfChunk - 1) / kColumnsOfChunk;
+  // A share of the chunks each, and sums of its own: what is added to what does not depend on who is fast.
+  const int64_t shares = std::max<int64_t>(1, std::min(pool.num_threads(), chunks));
+  float* partial = scratch<3>(shares * count * d);
+  parallel(pool, shares, [&](int64_t share) {
+    float* own = partial + share * count * d;
+    float* memory = scratch<0>(3 * d * kColumnsOfChunk);
+    float* z = scratch<1>(kTokensOfBlock * kColumnsOfChunk);
+    std::fill_n(own, count * d, 0.0f);
+    for (int64_t number = share; number < chunks; number += shares) {
+      const Chunk chunk(kernel.typed_data(), d, v, number, memory);
+      float* turned = memory + d * kColumnsOfChunk;  // [width, d]
+      float* d_columns = memory + 2 * d * kColumnsOfChunk;  // [d, width]
+      transpose({chunk.columns, chunk.width, 1}, d, chunk.width, turned, d);
+      std::fill_n(d_columns, d * chunk.width, 0.0f);
+      each_stretch(count, kTokensOfBlock, [&](int64_t first, int64_t some) {
+        chunk.logits(members, first, some, temperature.typed_data(), z);
+        for (int64_t i = 0; i < some; ++i) {
+          const int64_t t = members.which[first + i];
+          to_gradient(z + i * chunk.width, chunk.width, targets.typed_data()[t] - chunk.start,
+                      {temperature.typed_data()[t], entropy.typed_data()[t], logsumexp.typed_data()[t],
+                       d_logprob.typed_data()[t], d_entropy.typed_data()[t]});
+        }
+        const Matrix d_logits{z, chunk.width, 1};
+        multiply(d_logits, {turned, d, 1}, some, d, chunk.width, own + first * d, d, true);
+        multiply({members.rows(first).at, 1, d}, d_logits, d, chunk.width, some, d_columns, chunk.width, true);
+      });
+      for (int64_t i = 0; i < d; ++i)
+        std::copy_n(d_columns + i * chunk.width, chunk.width, d_kernel->typed_data() + i * v + chunk.start);
+    }
+  });
+  std::fill_n(d_hidden->typed_data(), tokens * d, 0.0f);
+  parallel(pool, shares, [&](int64_t share) {
+    for (int64_t i = count * share / shares; i < count * (share + 1) / shares; ++i) {
+      float* out = d_hidden->typed_data() + members.which[i] * d;
+      for (int64_t from = 0; from < shares; ++from)
+        for (int64_t j = 0; j < d; ++j) out[j] += partial[(from * count + i) * d + j];
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace native
