@@ -10,7 +10,7 @@
 
 namespace native {
 
-constexpr int64_t kQueries = 4 * kRows;
+constexpr int64_t kQueries = kFew;
 
 struct Heads {
   int64_t b, s, h, kv, c;
@@ -27,11 +27,16 @@ struct Heads {
   }
 };
 
+// Keys that a block of queries sees: none before `first` or from `end` on, whole panels; before `clear` all see all.
+struct Range {
+  int64_t first, clear, end;
+};
+
 // Who sees whom: keys of the query's segment, not 0, at its position or before.
 struct Sight {
   const Heads& heads;
-  std::vector<int32_t> segments, positions;       // [b, padded]
-  std::vector<std::pair<int64_t, int64_t>> seen;  // [b, blocks]: first key and the one after the last, whole panels
+  std::vector<int32_t> segments, positions;  // [b, padded]
+  std::vector<Range> seen;                  // [b, blocks]
 
   Sight(ffi::ThreadPool& pool, const Heads& heads, const int32_t* segment_ids, const int32_t* position_ids)
       : heads(heads), segments(heads.b * heads.padded), positions(segments.size()), seen(heads.b * heads.blocks()) {
@@ -50,33 +55,38 @@ struct Sight {
     return (segment_of == segment) & (position_of <= position) & (segment_of > 0);
   }
 
-  std::pair<int64_t, int64_t> range(int64_t row, int64_t block) const {
-    const int32_t* own = segments.data() + row * heads.padded;
-    int64_t first = heads.padded, last = -1;
-    const int64_t end = std::min(heads.s, (block + 1) * kQueries);
-    // The bounds of the block's segments, and of those the keys that no query comes before.
-    int32_t low = std::numeric_limits<int32_t>::max(), high = 0, latest = -1;
-    for (int64_t i = block * kQueries; i < end; ++i) {
-      if (own[i] <= 0) continue;
-      low = std::min(low, own[i]), high = std::max(high, own[i]);
-      latest = std::max(latest, positions[row * heads.padded + i]);
+  Range range(int64_t row, int64_t block) const {
+    const int32_t *segment = segments.data() + row * heads.padded, *position = positions.data() + row * heads.padded;
+    // The bounds of the block's segments and positions, padding apart.
+    int32_t low = std::numeric_limits<int32_t>::max(), high = 0, earliest = low, latest = -1;
+    bool padding = false;
+    for (int64_t i = block * kQueries; i < std::min(heads.s, (block + 1) * kQueries); ++i) {
+      padding |= segment[i] <= 0;
+      if (segment[i] <= 0) continue;
+      low = std::min(low, segment[i]), high = std::max(high, segment[i]);
+      earliest = std::min(earliest, position[i]), latest = std::max(latest, position[i]);
     }
+    int64_t first = heads.padded, last = -1;
     for (int64_t key = 0; key < heads.s; ++key) {
-      const bool possible = own[key] >= low && own[key] <= high && positions[row * heads.padded + key] <= latest;
+      const bool possible = segment[key] >= low && segment[key] <= high && position[key] <= latest;
       first = possible ? std::min(first, key) : first;
       last = possible ? key : last;
     }
-    if (last < 0) return {0, 0};
-    return {first / kColumns * kColumns, (last / kColumns + 1) * kColumns};
+    if (last < 0) return {0, 0, 0};
+    first = first / kNarrowColumns * kNarrowColumns;
+    int64_t clear = first;
+    while (!padding && low == high && clear < heads.s && segment[clear] == low && position[clear] <= earliest) ++clear;
+    return {first, first + (clear - first) / kLanes * kLanes, (last / kNarrowColumns + 1) * kNarrowColumns};
   }
 };
 
-// [c, padded] of every row and key/value head of x [b, s, kv, c]: what a score's product walks along.
-inline std::vector<float> turned(ffi::ThreadPool& pool, const Heads& heads, const float* x) {
-  std::vector<float> all(heads.b * heads.kv * heads.c * heads.padded);
+// [c, padded] of every row and key/value head of x [b, s, kv, c]: what a score's product walks along. Zeros after s.
+inline std::unique_ptr<float[]> turned(ffi::ThreadPool& pool, const Heads& heads, const float* x) {
+  auto all = fresh(heads.b * heads.kv * heads.c * heads.padded);
   parallel(pool, heads.b * heads.kv, [&](int64_t i) {
-    float* out = all.data() + i * heads.c * heads.padded;
+    float* out = all.get() + i * heads.c * heads.padded;
     transpose(heads.of(x, heads.kv, i / heads.kv, i % heads.kv), heads.s, heads.c, out, heads.padded);
+    for (int64_t j = 0; j < heads.c; ++j, out += heads.padded) std::fill(out + heads.s, out + heads.padded, 0.0f);
   });
   return all;
 }
@@ -85,43 +95,46 @@ inline ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, 
                             Integers position_ids, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> lse) {
   const Heads heads(q, k);
   const Sight sight(pool, heads, segment_ids.typed_data(), position_ids.typed_data());
-  const std::vector<float> keys = turned(pool, heads, k.typed_data());
+  const auto keys = turned(pool, heads, k.typed_data());
   const float scale = 1.0f / std::sqrt(static_cast<float>(heads.c));
+  const Vec nothing = all(-std::numeric_limits<float>::infinity());
   parallel(pool, heads.b * heads.h * heads.blocks(), [&](int64_t task) {
     const int64_t block = task % heads.blocks(), head = task / heads.blocks() % heads.h;
     const int64_t row = task / heads.blocks() / heads.h, kv = head / (heads.h / heads.kv);
     const int64_t start = block * kQueries, some = std::min(kQueries, heads.s - start);
-    const auto [first, end] = sight.seen[row * heads.blocks() + block];
+    const auto [first, clear, end] = sight.seen[row * heads.blocks() + block];
     const int64_t n = end - first;
     float* scores = scratch<1>(kQueries * heads.padded);
-    const Matrix columns{keys.data() + (row * heads.kv + kv) * heads.c * heads.padded, heads.padded, 1};
+    const Matrix columns{keys.get() + (row * heads.kv + kv) * heads.c * heads.padded, heads.padded, 1};
     multiply(heads.of(q.typed_data(), heads.h, row, head).from(start, 0), columns.from(0, first), some, n, heads.c,
              scores, n, false);
+    float inverses[kQueries];
     for (int64_t i = 0; i < some; ++i) {
       float* own = scores + i * n;
-      Vec peaks = all(-std::numeric_limits<float>::infinity());
-      for (int64_t j = 0; j < n; j += kLanes) {
-        const Vec score = sight.sees(row, start + i, first + j) ? load(own + j) * scale
-                                                                 : all(-std::numeric_limits<float>::infinity());
+      Vec peaks = nothing;
+      for (int64_t j = 0; j < clear - first; j += kLanes) peaks = larger(peaks, load(own + j));
+      for (int64_t j = clear - first; j < n; j += kLanes) {
+        const Vec score = sight.sees(row, start + i, first + j) ? load(own + j) : nothing;
         store(own + j, score);
         peaks = larger(peaks, score);
       }
-      const float peak = n ? largest(peaks) : 0;
-      const bool blind = n == 0 || peak == -std::numeric_limits<float>::infinity();
+      const float peak = largest(peaks);
+      const bool blind = peak == nothing[0];
       Vec masses{};
       for (int64_t j = 0; j < n; j += kLanes) {
-        const Vec weight = blind ? Vec{} : exp(load(own + j) - peak);
+        const Vec weight = blind ? Vec{} : exp((load(own + j) - peak) * scale);
         store(own + j, weight);
         masses += weight;
       }
-      const float mass = sum(masses), inverse = blind ? 0 : 1 / mass;
-      for (int64_t j = 0; j < n; j += kLanes) store(own + j, load(own + j) * inverse);
-      lse->typed_data()[(row * heads.s + start + i) * heads.h + head] =
-          blind ? -std::numeric_limits<float>::infinity() : peak + std::log(mass);
+      const float mass = sum(masses);
+      inverses[i] = blind ? 0 : 1 / mass;
+      lse->typed_data()[(row * heads.s + start + i) * heads.h + head] = blind ? peak : peak * scale + std::log(mass);
     }
     float* to = out->typed_data() + ((row * heads.s + start) * heads.h + head) * heads.c;
     multiply({scores, n, 1}, heads.of(v.typed_data(), heads.kv, row, kv).from(first, 0), some, heads.c,
              std::min(end, heads.s) - first, to, heads.h * heads.c, false);
+    for (int64_t i = 0; i < some; ++i, to += heads.h * heads.c)
+      for (int64_t j = 0; j < heads.c; ++j) to[j] *= inverses[i];
   });
   return ffi::Error::Success();
 }
@@ -132,25 +145,25 @@ inline ffi::Error attention_gradient(ffi::ThreadPool pool, Floats q, Floats k, F
                                      ffi::ResultBuffer<ffi::F32> d_v) {
   const Heads heads(q, k);
   const Sight sight(pool, heads, segment_ids.typed_data(), position_ids.typed_data());
-  const std::vector<float> keys = turned(pool, heads, k.typed_data()), values = turned(pool, heads, v.typed_data());
+  const auto keys = turned(pool, heads, k.typed_data()), values = turned(pool, heads, v.typed_data());
   const float scale = 1.0f / std::sqrt(static_cast<float>(heads.c));
   const int64_t each = heads.s * heads.c, shared = heads.h / heads.kv;
-  float* partial = scratch<3>(2 * heads.b * heads.h * each);  // of every query head: dk, dv
+  const auto partial = fresh(2 * heads.b * heads.h * each);  // of every query head: dk, dv
   parallel(pool, heads.b * heads.h, [&](int64_t task) {
     const int64_t row = task / heads.h, head = task % heads.h, kv = head / shared;
-    float *dk = partial + 2 * task * each, *dv = dk + each;
+    float *dk = partial.get() + 2 * task * each, *dv = dk + each;
     std::fill_n(dk, 2 * each, 0.0f);
     const Matrix queries = heads.of(q.typed_data(), heads.h, row, head);
     const Matrix gradients = heads.of(d_out.typed_data(), heads.h, row, head);
     const Matrix outputs = heads.of(out.typed_data(), heads.h, row, head);
     const Matrix key_rows = heads.of(k.typed_data(), heads.kv, row, kv);
     const int64_t offset = (row * heads.kv + kv) * heads.c * heads.padded;
-    const Matrix key_columns{keys.data() + offset, heads.padded, 1};
-    const Matrix value_columns{values.data() + offset, heads.padded, 1};
+    const Matrix key_columns{keys.get() + offset, heads.padded, 1};
+    const Matrix value_columns{values.get() + offset, heads.padded, 1};
     float *p = scratch<1>(kQueries * heads.padded), *ds = scratch<2>(kQueries * heads.padded);
     for (int64_t block = 0; block < heads.blocks(); ++block) {
       const int64_t start = block * kQueries, some = std::min(kQueries, heads.s - start);
-      const auto [first, end] = sight.seen[row * heads.blocks() + block];
+      const auto [first, clear, end] = sight.seen[row * heads.blocks() + block];
       const int64_t n = end - first, real = std::min(end, heads.s) - first;
       multiply(queries.from(start, 0), key_columns.from(0, first), some, n, heads.c, p, n, false);
       multiply(gradients.from(start, 0), value_columns.from(0, first), some, n, heads.c, ds, n, false);
@@ -160,11 +173,12 @@ inline ffi::Error attention_gradient(ffi::ThreadPool pool, Floats q, Floats k, F
         float delta = 0;
         for (int64_t j = 0; j < heads.c; ++j)
           delta += gradients.from(start + i, j).at[0] * outputs.from(start + i, j).at[0];
-        for (int64_t j = i * n; j < (i + 1) * n; j += kLanes) {
-          const Vec weight = exp(load(p + j) * scale - shift);
-          const Vec own = sight.sees(row, start + i, first + j - i * n) ? weight : Vec{};
-          store(p + j, own);
-          store(ds + j, own * (load(ds + j) - delta) * scale);
+        float *own = p + i * n, *d_own = ds + i * n;
+        for (int64_t j = 0; j < n; j += kLanes) {
+          Vec weight = exp(load(own + j) * scale - shift);
+          if (first + j >= clear) weight = sight.sees(row, start + i, first + j) ? weight : Vec{};
+          store(own + j, weight);
+          store(d_own + j, weight * (load(d_own + j) - delta) * scale);
         }
       }
       multiply({p, 1, n}, gradients.from(start, 0), real, heads.c, some, dv + first * heads.c, heads.c, true);

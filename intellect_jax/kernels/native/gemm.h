@@ -1,8 +1,11 @@
 // C = A B or C += A B in float32, for one thread.
 //
-// B is cut into panels of kColumns columns, which a register tile of kRows x kColumns outputs walks down; A is read
-// where it lies, by rows or by columns. Each output is the sum of shorter sums of kTerms products, which rounds less
-// than one long sum (products.py says why that matters).
+// B is cut into panels as wide as a register tile of outputs, which walks down them; A is read where it lies, by rows or
+// by columns. Each output is the sum of shorter sums of kTerms products, which rounds less than one long sum
+// (products.py says why that matters).
+//
+// Tiles are wide and low: a row's number, once in a register, meets kWide vectors. On cores whose caches are busy with
+// somebody else's work 6 x 64 took a sixth less time than 12 x 32, and as much on idle ones.
 #pragma once
 
 #include <algorithm>
@@ -12,15 +15,17 @@
 
 namespace native {
 
-constexpr int kColumns = 2 * kLanes;
 #if defined(__AVX512F__)
-constexpr int kRows = 12;
+constexpr int kWide = 4, kRegisters = 24;  // vectors in a row of a tile, in all of it
 #elif defined(__AVX__)
-constexpr int kRows = 6;
+constexpr int kWide = 2, kRegisters = 12;
 #else
-constexpr int kRows = 4;
+constexpr int kWide = 2, kRegisters = 8;
 #endif
+constexpr int kNarrow = 2;  // vectors in a row, for the last columns
+constexpr int kColumns = kWide * kLanes, kNarrowColumns = kNarrow * kLanes;
 constexpr int kTerms = 128;
+constexpr int kFew = 48;  // rows of A for which copying a panel does not pay; whole tiles
 
 // A matrix in memory: element (i, j) is at[i * row + j * column].
 struct Matrix {
@@ -31,39 +36,87 @@ struct Matrix {
   Matrix from(ptrdiff_t i, ptrdiff_t j) const { return {at + i * row + j * column, row, column}; }
 };
 
-// kM rows of C, of which n <= kColumns columns; the panel's rows are `step` floats apart, all kColumns readable.
+// Part of B: its rows are `step` floats apart, all of a tile's width readable.
+struct Panel {
+  const float* at;
+  ptrdiff_t step;
+};
+
+// Rows of C that are `row` floats apart; of a tile's columns there are n.
+struct Output {
+  float* at;
+  ptrdiff_t row;
+  int n;
+  bool add;
+};
+
+// Asks for the lines of A that the tile below will read, one at each step: experts' rows are read once and far apart.
 template <int kM, bool kByRows>
-inline void tile(Matrix a, const float* panel, ptrdiff_t step, int terms, float* c, ptrdiff_t c_row, int n, bool add) {
-  Vec sums[kM][2] = {};
+class Ahead {
+ public:
+  explicit Ahead(Matrix a) : line_(a.at + (kByRows ? kM * a.row : kLanes)), row_(kByRows ? a.row : a.column) {}
+
+  void step() {
+    __builtin_prefetch(line_);
+    line_ += row_;
+    if (kByRows && ++rows_ == kM) rows_ = 0, line_ += kLanes - kM * row_;
+  }
+
+ private:
+  const float* line_;
+  ptrdiff_t row_;
+  int rows_ = 0;
+};
+
+// kM rows of C. The sums stay in registers as long as all of their indices are constants: hence the unrolling.
+template <int kV, int kM, bool kByRows>
+inline void tile(Matrix a, Panel b, int terms, Output c) {
+  Vec sums[kM][kV] = {};
   const float* at = a.at;
   const ptrdiff_t row = kByRows ? a.row : 1, next = kByRows ? 1 : a.column;
-  for (int k = 0; k < terms; ++k, panel += step, at += next) {
-    const Vec left = load(panel), right = load(panel + kLanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < kM; ++i)
+    for (int v = 0; v < kV; ++v) __builtin_prefetch(c.at + i * c.row + v * kLanes, 1);
+  Ahead<kM, kByRows> ahead(a);
+#pragma GCC unroll 4
+  for (int k = 0; k < terms; ++k, b.at += b.step, at += next) {
+    Vec right[kV];
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) right[v] = load(b.at + v * kLanes);
+    ahead.step();
 #pragma GCC unroll 16
     for (int i = 0; i < kM; ++i) {
       const float x = at[i * row];
-      sums[i][0] += x * left;
-      sums[i][1] += x * right;
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) sums[i][v] += x * right[v];
     }
   }
-  if (n == kColumns) {
-    for (int i = 0; i < kM; ++i, c += c_row) {
-      store(c, add ? load(c) + sums[i][0] : sums[i][0]);
-      store(c + kLanes, add ? load(c + kLanes) + sums[i][1] : sums[i][1]);
+  if (c.n == kV * kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kM; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) {
+        float* out = c.at + i * c.row + v * kLanes;
+        store(out, c.add ? load(out) + sums[i][v] : sums[i][v]);
+      }
     }
     return;
   }
-  for (int i = 0; i < kM; ++i, c += c_row)
-    for (int j = 0; j < n; ++j) c[j] = (add ? c[j] : 0.0f) + sums[i][j / kLanes][j % kLanes];
+  float whole[kM][kV * kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kM; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) store(whole[i] + v * kLanes, sums[i][v]);
+  for (int i = 0; i < kM; ++i)
+    for (int j = 0; j < c.n; ++j) c.at[i * c.row + j] = (c.add ? c.at[i * c.row + j] : 0.0f) + whole[i][j];
 }
 
-template <bool kByRows, int kM = kRows>
-inline void tile_of(int m, Matrix a, const float* panel, ptrdiff_t step, int terms, float* c, ptrdiff_t c_row, int n,
-                    bool add) {
+template <int kV, bool kByRows, int kM = kRegisters / kV>
+inline void tile_of(int m, Matrix a, Panel b, int terms, Output c) {
   if constexpr (kM > 1) {
-    if (m < kM) return tile_of<kByRows, kM - 1>(m, a, panel, step, terms, c, c_row, n, add);
+    if (m < kM) return tile_of<kV, kByRows, kM - 1>(m, a, b, terms, c);
   }
-  tile<kM, kByRows>(a, panel, step, terms, c, c_row, n, add);
+  tile<kV, kM, kByRows>(a, b, terms, c);
 }
 
 // out [columns, rows], whose rows lie out_row floats apart, of a matrix whose columns have unit stride.
@@ -79,39 +132,50 @@ inline void transpose(Matrix x, int64_t rows, int64_t columns, float* out, ptrdi
     }
 }
 
-// A panel of B, `terms` x n, n <= kColumns, as rows of kColumns floats; zeros past n.
+// A panel of B, `terms` x n, as rows of kV vectors; zeros past n. Asks for the next one to the right.
+template <int kV>
 inline void pack(Matrix b, int terms, int n, float* panel) {
-  if (b.row == 1 && n == kColumns) return transpose({b.at, b.column, 1}, n, terms, panel, kColumns);
-  for (int k = 0; k < terms; ++k, panel += kColumns) {
-    for (int j = 0; j < n; ++j) panel[j] = b.at[k * b.row + j * b.column];
-    for (int j = n; j < kColumns; ++j) panel[j] = 0;
+  constexpr int kAll = kV * kLanes;
+  if (b.row == 1 && n == kAll) return transpose({b.at, b.column, 1}, n, terms, panel, kAll);
+  if (b.column == 1 && n == kAll) {
+    for (int k = 0; k < terms; ++k)
+      for (int v = 0; v < kV; ++v) {
+        const float* from = b.from(k, v * kLanes).at;
+        store(panel + k * kAll + v * kLanes, load(from));
+        __builtin_prefetch(from + kAll, 0, 2);
+      }
+    return;
   }
+  for (int k = 0; k < terms; ++k, panel += kAll) {
+    for (int j = 0; j < n; ++j) panel[j] = *b.from(k, j).at;
+    std::fill(panel + n, panel + kAll, 0.0f);
+  }
+}
+
+// C's columns under one panel of B.
+template <int kV, bool kByRows>
+inline void stripe(Matrix a, Matrix b, int m, int terms, Output c) {
+  constexpr int kAll = kV * kLanes, kM = kRegisters / kV;
+  alignas(64) float packed[kTerms * kAll];  // a vector across two lines of the cache costs twice
+  const bool in_place = b.column == 1 && c.n == kAll && m <= kFew;
+  if (!in_place) pack<kV>(b, terms, c.n, packed);
+  const Panel panel = in_place ? Panel{b.at, b.row} : Panel{packed, kAll};
+  for (int i = 0; i < m; i += kM)
+    tile_of<kV, kByRows>(std::min(kM, m - i), a.from(i, 0), panel, terms, {c.at + i * c.row, c.row, c.n, c.add});
 }
 
 // C [m, n] (+)= A [m, terms] B [terms, n]; C's rows lie c_row floats apart. A or its transpose has unit stride.
 inline void multiply(Matrix a, Matrix b, int m, int n, int terms, float* c, ptrdiff_t c_row, bool add,
                      int in_sum = kTerms) {
-  float panel[kTerms * kColumns];
   if (terms == 0 && !add)
     for (int i = 0; i < m; ++i) std::fill_n(c + i * c_row, n, 0.0f);
-  for (int k = 0; k < terms; k += in_sum) {
-    const int some = std::min(in_sum, terms - k);
+  for (int k = 0; k < terms; k += in_sum)
     for (int j = 0; j < n; j += kColumns) {
-      const int width = std::min(kColumns, n - j);
-      const bool in_place = b.column == 1 && width == kColumns && m <= 4 * kRows;
-      const float* rows = in_place ? b.from(k, j).at : panel;
-      if (!in_place) pack(b.from(k, j), some, width, panel);
-      const ptrdiff_t step = in_place ? b.row : kColumns;
-      for (int i = 0; i < m; i += kRows) {
-        float* out = c + i * c_row + j;
-        const int height = std::min(kRows, m - i);
-        if (a.column == 1)
-          tile_of<true>(height, a.from(i, k), rows, step, some, out, c_row, width, add || k > 0);
-        else
-          tile_of<false>(height, a.from(i, k), rows, step, some, out, c_row, width, add || k > 0);
-      }
+      const Output out{c + j, c_row, std::min(kColumns, n - j), add || k > 0};
+      const auto stripe_of = out.n > kNarrowColumns ? (a.column == 1 ? stripe<kWide, true> : stripe<kWide, false>)
+                                                    : (a.column == 1 ? stripe<kNarrow, true> : stripe<kNarrow, false>);
+      stripe_of(a.from(0, k), b.from(k, j), m, std::min(in_sum, terms - k), out);
     }
-  }
 }
 
 }  // namespace native

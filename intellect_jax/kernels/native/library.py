@@ -38,7 +38,9 @@ def usable() -> bool:
 
 
 def call(name: str, outputs: Any, *arguments: jax.Array, **attributes: Any) -> Any:
-    """Arrays of ``outputs``' shapes and dtypes from one of KERNELS."""
+    """Arrays of ``outputs``' shapes and dtypes from one of KERNELS; raises RuntimeError where there are none."""
+    if not _registered():
+        raise RuntimeError(f"{name}: no kernels for this CPU; the log says why")
     return jax.ffi.ffi_call(f"intellect_jax.{name}", outputs, vmap_method="sequential")(*arguments, **attributes)
 
 

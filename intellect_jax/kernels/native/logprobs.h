@@ -1,6 +1,6 @@
 // Log-probabilities and entropies of given tokens from hidden states and the head's kernel, and their gradients.
 //
-// Logits exist for kTokensOfBlock tokens times kColumnsOfChunk columns on each thread. logprobs.py says what is computed
+// Logits exist for a few tokens times kColumnsOfChunk columns on each thread. logprobs.py says what is computed
 // and whence; here every thread takes chunks of the vocabulary, whose sums are put together at the end.
 #pragma once
 
@@ -10,7 +10,8 @@
 
 namespace native {
 
-constexpr int64_t kTokensOfBlock = 16 * kRows, kColumnsOfChunk = 256;
+constexpr int64_t kColumnsOfChunk = 256;
+constexpr int64_t kTokensOfPass = kFew, kTokensOfGradient = 4 * kFew;  // a cache's worth; enough to add up
 
 // The tokens that count, one after the other.
 struct Members {
@@ -29,22 +30,36 @@ struct Members {
   Matrix rows(int64_t first) const { return {hidden.data() + first * d, d, 1}; }
 };
 
-// Columns of the kernel [d, v], copied so that they lie together.
+// Columns of the kernel [d, v], copied as panels [d, kColumns] that lie one after the other.
 struct Chunk {
   int64_t start, width, d;
-  float* columns;  // [d, width]
+  float* panels;
 
   Chunk(const float* kernel, int64_t d, int64_t v, int64_t number, float* memory)
-      : start(number * kColumnsOfChunk), width(std::min(kColumnsOfChunk, v - start)), d(d), columns(memory) {
-    for (int64_t i = 0; i < d; ++i) std::copy_n(kernel + i * v + start, width, columns + i * width);
+      : start(number * kColumnsOfChunk), width(std::min(kColumnsOfChunk, v - start)), d(d), panels(memory) {
+    each_stretch(width, kColumns, [&](int64_t left, int64_t some) {
+      for (int64_t i = 0; i < d; ++i) {
+        float* row = panel(left) + i * kColumns;
+        std::copy_n(kernel + i * v + start + left, some, row);
+        std::fill(row + some, row + kColumns, 0.0f);
+      }
+    });
   }
+
+  float* panel(int64_t left) const { return panels + left * d; }
 
   // Over the temperature, of some members; rounded here, so that forward and backward pass see the same numbers.
   void logits(const Members& members, int64_t first, int64_t some, const float* temperature, float* z) const {
-    multiply(members.rows(first), {columns, width, 1}, some, width, d, z, width, false, kTermsOfLogits);
+    each_stretch(width, kColumns, [&](int64_t left, int64_t columns) {
+      const Matrix panel_of{panel(left), kColumns, 1};
+      each_stretch(some, kFew, [&](int64_t top, int64_t rows) {  // so few that the panel is used where it lies
+        multiply(members.rows(first + top), panel_of, rows, columns, d, z + top * width + left, width, false,
+                 kTermsOfLogits);
+      });
+    });
     for (int64_t i = 0; i < some; ++i) {
       const float inverse = 1.0f / temperature[members.which[first + i]];
-      for (int64_t j = 0; j < width; ++j) z[i * width + j] *= inverse;
+      for (int64_t j = 0; inverse != 1.0f && j < width; ++j) z[i * width + j] *= inverse;
     }
   }
 
@@ -82,6 +97,19 @@ inline Sums sums_of(const float* z, int64_t n) {
   return {peak, sum(mass), sum(moment)};
 }
 
+// Of n parts that lie `step` apart, over all of their columns.
+inline Sums together(const Sums* parts, int64_t n, int64_t step) {
+  Sums whole{parts[0].peak, 0, 0};
+  for (int64_t i = 1; i < n; ++i) whole.peak = std::max(whole.peak, parts[i * step].peak);
+  for (int64_t i = 0; i < n; ++i) {
+    const Sums& part = parts[i * step];
+    const float shift = part.peak - whole.peak, scale = std::exp(shift);
+    whole.mass += scale * part.mass;
+    whole.moment += scale * (part.moment + shift * part.mass);
+  }
+  return whole;
+}
+
 inline ffi::Error logprobs(ffi::ThreadPool pool, Floats hidden, Floats kernel, Integers targets, Floats temperature,
                            ffi::Buffer<ffi::PRED> member, ffi::ResultBuffer<ffi::F32> logprob,
                            ffi::ResultBuffer<ffi::F32> entropy, ffi::ResultBuffer<ffi::F32> logsumexp) {
@@ -92,8 +120,8 @@ inline ffi::Error logprobs(ffi::ThreadPool pool, Floats hidden, Floats kernel, I
   for (auto* out : {&logprob, &entropy, &logsumexp}) std::fill_n((*out)->typed_data(), tokens, 0.0f);
   parallel(pool, chunks, [&](int64_t number) {
     const Chunk chunk(kernel.typed_data(), d, v, number, scratch<0>(d * kColumnsOfChunk));
-    float* z = scratch<1>(kTokensOfBlock * kColumnsOfChunk);
-    each_stretch(count, kTokensOfBlock, [&](int64_t first, int64_t some) {
+    float* z = scratch<1>(kTokensOfPass * kColumnsOfChunk);
+    each_stretch(count, kTokensOfPass, [&](int64_t first, int64_t some) {
       chunk.logits(members, first, some, temperature.typed_data(), z);
       for (int64_t i = 0; i < some; ++i) {
         const int64_t t = members.which[first + i], target = targets.typed_data()[t] - chunk.start;
@@ -103,22 +131,17 @@ inline ffi::Error logprobs(ffi::ThreadPool pool, Floats hidden, Floats kernel, I
       }
     });
   });
-  for (int64_t i = 0; i < count; ++i) {
-    Sums whole = sums[i];
-    for (int64_t number = 1; number < chunks; ++number) whole.peak = std::max(whole.peak, sums[number * count + i].peak);
-    whole.mass = whole.moment = 0;
-    for (int64_t number = 0; number < chunks; ++number) {
-      const Sums& part = sums[number * count + i];
-      const float shift = part.peak - whole.peak, scale = std::exp(shift);
-      whole.mass += scale * part.mass;
-      whole.moment += scale * (part.moment + shift * part.mass);
+  parallel(pool, (count + kTokensOfGradient - 1) / kTokensOfGradient, [&](int64_t task) {
+    const int64_t end = std::min(count, (task + 1) * kTokensOfGradient);
+    for (int64_t i = task * kTokensOfGradient; i < end; ++i) {
+      const Sums whole = together(&sums[i], chunks, count);
+      const int64_t t = members.which[i];
+      const float log_mass = std::log(whole.mass);
+      logprob->typed_data()[t] -= whole.peak + log_mass;
+      entropy->typed_data()[t] = log_mass - whole.moment / whole.mass;
+      logsumexp->typed_data()[t] = whole.peak + log_mass;
     }
-    const int64_t t = members.which[i];
-    const float log_mass = std::log(whole.mass);
-    logprob->typed_data()[t] -= whole.peak + log_mass;
-    entropy->typed_data()[t] = log_mass - whole.moment / whole.mass;
-    logsumexp->typed_data()[t] = whole.peak + log_mass;
-  }
+  });
   return ffi::Error::Success();
 }
 
@@ -148,19 +171,21 @@ inline ffi::Error logprobs_gradient(ffi::ThreadPool pool, Floats hidden, Floats 
   const int64_t count = members.count(), chunks = (v + kColumnsOfChunk - 1) / kColumnsOfChunk;
   // A share of the chunks each, and sums of its own: what is added to what does not depend on who is fast.
   const int64_t shares = std::max<int64_t>(1, std::min(pool.num_threads(), chunks));
-  float* partial = scratch<3>(shares * count * d);
+  const auto partial = fresh(shares * count * d);
   parallel(pool, shares, [&](int64_t share) {
-    float* own = partial + share * count * d;
+    float* own = partial.get() + share * count * d;
     float* memory = scratch<0>(3 * d * kColumnsOfChunk);
-    float* z = scratch<1>(kTokensOfBlock * kColumnsOfChunk);
+    float* z = scratch<1>(kTokensOfGradient * kColumnsOfChunk);
     std::fill_n(own, count * d, 0.0f);
     for (int64_t number = share; number < chunks; number += shares) {
       const Chunk chunk(kernel.typed_data(), d, v, number, memory);
       float* turned = memory + d * kColumnsOfChunk;  // [width, d]
       float* d_columns = memory + 2 * d * kColumnsOfChunk;  // [d, width]
-      transpose({chunk.columns, chunk.width, 1}, d, chunk.width, turned, d);
+      each_stretch(chunk.width, kColumns, [&](int64_t left, int64_t some) {
+        transpose({chunk.panel(left), kColumns, 1}, d, some, turned + left * d, d);
+      });
       std::fill_n(d_columns, d * chunk.width, 0.0f);
-      each_stretch(count, kTokensOfBlock, [&](int64_t first, int64_t some) {
+      each_stretch(count, kTokensOfGradient, [&](int64_t first, int64_t some) {
         chunk.logits(members, first, some, temperature.typed_data(), z);
         for (int64_t i = 0; i < some; ++i) {
           const int64_t t = members.which[first + i];

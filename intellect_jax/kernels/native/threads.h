@@ -33,12 +33,16 @@ void parallel(ffi::ThreadPool& pool, int64_t tasks, const Body& body) {
   while (counts->done < tasks) std::this_thread::yield();
 }
 
-// Uninitialised memory of this thread, kept from call to call: fresh pages cost more than most of what is done here.
+// Uninitialised memory of this thread, kept from call to call, since fresh pages cost more than most of what is done here:
+// for what is small, as every thread keeps its own.
 template <int kSlot>
 float* scratch(size_t floats) {
   thread_local std::vector<float> kept;
   if (kept.size() < floats) kept.resize(floats);
   return kept.data();
 }
+
+// Uninitialised memory of one call.
+inline std::unique_ptr<float[]> fresh(size_t floats) { return std::unique_ptr<float[]>(new float[floats]); }
 
 }  // namespace native
