@@ -51,6 +51,7 @@ class Ops:
     ``logprobs(hidden, kernel, targets, temperature, members)``: see ``kernels.logprobs.member_logprobs``.
     ``product(x, w, axes)``: of the linear layers, see ``kernels.products``.
     ``constrain(x, *axes)``: ``x`` with its dimensions laid out by their logical axes.
+    ``unrolled``: a loop over at most so many layers that keeps all activations is compiled without the loop.
     ``shuffle``, ``unshuffle``: arrays [B, S, ...] from a row's order to that in which its parts are held, and back.
     """
 
@@ -59,6 +60,7 @@ class Ops:
     logprobs: Callable[..., tuple[Array, Array]] = member_logprobs
     product: Callable[[Array, Array, int], Array] = plain
     constrain: Callable[..., Array] = unconstrained
+    unrolled: int = 1
     shuffle: Callable[[Array], Array] = in_place
     unshuffle: Callable[[Array], Array] = in_place
 

@@ -163,7 +163,9 @@ def forward(
     ids = []
     for block in blocks(cfg):
         body = partial(_packed_block, run, block.kinds)
-        x, block_ids = jax.lax.scan(body, x, scanned_share(params, per_layer, block), length=block.repeats)
+        straight = block.repeats <= ops.unrolled and remat == KEEP_ALL  # without a loop XLA would not recompute
+        share = scanned_share(params, per_layer, block)
+        x, block_ids = jax.lax.scan(body, x, share, length=block.repeats, unroll=straight)
         ids += [in_order(block_ids)] if block_ids else []
     hidden = rms_norm(x, params["norm"]["scale"], cfg.rms_norm_eps)
     return Forward(hidden, routed_experts(ids, cfg, tokens.shape))
