@@ -20,7 +20,7 @@ from intellect_jax.monitor.metrics import Metrics, read_metrics
 from intellect_jax.monitor.summary import LAUNCHER, write_summary
 from intellect_jax.parallel import hosts
 from intellect_jax.transport.weights import WeightStore
-from launch import addresses, joining, preflight, preparation, reporting, roles, rundir, vllm_folder
+from launch import addresses, heap, joining, preflight, preparation, reporting, roles, rundir, vllm_folder
 from launch.arguments import Arguments
 from launch.configuration import Resolved, resolve
 from launch.dry_run import dry_run
@@ -130,6 +130,7 @@ def bench(arguments: Arguments) -> int:
     if arguments.dry_run:
         return dry_run(resolved, write=False)
     os.environ |= roles.environment(config, "trainer")
+    heap.keep_on_a_cpu(config)
     from launch.bench.main import main  # only now: it imports JAX
 
     return main(config)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.errors import Hopeless, UserError
 from intellect_jax.monitor import watchdog
-from launch import addresses
+from launch import addresses, heap
 from launch.exit_codes import FAILED, HOPELESS, WRONG_INPUT
 from launch.processes import FATAL
 from launch.supervisor import RoleSpec
@@ -100,6 +100,8 @@ def _run(role: str, config: ConfigDict, run_dir: Path, index: int | None, url: s
     )
     logging.getLogger("intellect_jax").setLevel(logging.INFO)
     os.environ |= environment(config, role)
+    if role == "trainer":
+        heap.keep_on_a_cpu(config)
     watchdog.start(
         run_dir,
         role_name(role, index),

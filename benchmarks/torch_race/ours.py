@@ -7,9 +7,15 @@ stdin with a JSON line on stdout.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
+
+from launch.heap import keep_memory
+
+if os.environ.get("JAX_PLATFORMS") == "cpu":
+    keep_memory()  # as a run's trainer does, before anything makes threads
 
 import jax
 import jaxlib

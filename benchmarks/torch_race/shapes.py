@@ -12,7 +12,8 @@ from intellect_jax.models.config import ModelConfig
 class Shape:
     """``batch``: microbatches, rows, tokens of a row; ``segment``: mean tokens of a packed sample.
 
-    ``peers``: what PyTorch may try, as (experts implementation, attention implementation, torch.compile).
+    ``peers``: what PyTorch may try, as arguments of sides.torch_peer: experts implementation, attention implementation,
+    torch.compile, and whether the process keeps its memory.
     ``resident``: both sides stay in memory for the whole run; else each round starts them again, one at a time.
     """
 
@@ -20,7 +21,7 @@ class Shape:
     batch: tuple[int, int, int]
     segment: int
     dtype: str
-    peers: tuple[tuple[str, str, bool], ...]
+    peers: tuple[tuple[str, str, bool] | tuple[str, str, bool, bool], ...]
     resident: bool = True
     platform: str = "cpu"
     ours: dict[str, Any] = field(default_factory=dict)  # configuration keys of our trainer
@@ -52,7 +53,12 @@ CPU15M = Shape(
     batch=(1, 4, 512),
     segment=512,
     dtype="float32",
-    peers=(("eager", "sdpa", False), ("grouped_mm", "sdpa", False), ("grouped_mm", "sdpa", True)),
+    peers=(
+        ("eager", "sdpa", False),
+        ("grouped_mm", "sdpa", False),
+        ("grouped_mm", "sdpa", True),
+        ("grouped_mm", "sdpa", True, True),
+    ),
 )
 
 TOY = replace(

@@ -17,6 +17,11 @@ from typing import IO, Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+# What launch/heap.py does for ours, and huge pages.
+KEEP_MEMORY = ":".join(
+    f"glibc.malloc.{option}"
+    for option in ("hugetlb=1", "mmap_max=0", "trim_threshold=8000000000", "top_pad=268435456", "arena_max=1")
+)
 CALM = 0.3  # seconds after which the other side's idle threads have stopped spinning
 
 
@@ -87,8 +92,10 @@ def ours(work: Path, platform: str) -> Side:
     return Side("ours", [sys.executable, str(HERE / "ours.py"), str(work)], environment)
 
 
-def torch_peer(python: str, work: Path, experts: str, attention: str, compiled: bool) -> Side:
+def torch_peer(
+    python: str, work: Path, experts: str, attention: str, compiled: bool, keeps_memory: bool = False
+) -> Side:
     argv = [python, str(HERE / "torch_peer.py"), str(work), experts, attention, str(int(compiled))]
-    name = f"torch {experts} {attention}" + " compiled" * compiled
-    without = {"PYTHONPATH": "", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    return Side(name, argv, without)
+    name = f"torch {experts} {attention}" + " compiled" * compiled + " keeps memory" * keeps_memory
+    environment = {"PYTHONPATH": "", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    return Side(name, argv, environment | {"GLIBC_TUNABLES": KEEP_MEMORY} if keeps_memory else environment)
