@@ -14,7 +14,8 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from intellect_jax.kernels.logprobs import Shards, backward_pass, differentiable, forward_pass
+from intellect_jax.kernels.logprobs import differentiable
+from intellect_jax.kernels.logprobs.chunked import Shards, backward_pass, forward_pass
 from intellect_jax.parallel.axes import RULES
 from intellect_jax.parallel.mesh import sharding
 

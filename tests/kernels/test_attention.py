@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from intellect_jax.kernels.attention import chunked, splash
+from intellect_jax.kernels.attention import chunked, native, splash
 from intellect_jax.kernels.attention.plain import packed_attention
 from tests.kernels.attention_cases import Case, assert_close, output_and_gradients, packed_case
+from tests.kernels.on_cpu import computing
 from tests.policies import quick_jit
 
 # rows, tokens, query heads, key/value heads, width, segments
@@ -22,20 +23,26 @@ SHAPES = {
 }
 
 
-def compare(case: Case, tolerance: float) -> None:
-    found, expected = (
-        quick_jit(partial(output_and_gradients, kernel))(case) for kernel in (chunked.attention, packed_attention)
-    )
+KERNELS = {"native": native.attention, "xla": chunked.attention}
+
+
+def compare(way: str, case: Case, tolerance: float) -> None:
+    with computing(way):
+        found, expected = (
+            quick_jit(partial(output_and_gradients, kernel))(case) for kernel in (KERNELS[way], packed_attention)
+        )
     assert_close(found, expected, tolerance)
 
 
+@pytest.mark.parametrize("way", KERNELS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_chunks_equal_the_plain_reference(shape):
-    compare(packed_case(*SHAPES[shape]), 1e-5)
+def test_blocks_equal_the_plain_reference(way, shape):
+    compare(way, packed_case(*SHAPES[shape]), 1e-5)
 
 
-def test_chunks_equal_the_plain_reference_in_bfloat16():
-    compare(packed_case(2, 301, 6, 2, 16, 7, jnp.bfloat16), 1e-2)
+@pytest.mark.parametrize("way", KERNELS)
+def test_blocks_equal_the_plain_reference_in_bfloat16(way):
+    compare(way, packed_case(2, 301, 6, 2, 16, 7, jnp.bfloat16), 1e-2)
 
 
 @pytest.mark.parametrize(
@@ -48,10 +55,11 @@ def test_splash_interpreted_equals_the_plain_reference(shape, dtype, tolerance):
     assert_close(found, quick_jit(partial(output_and_gradients, packed_attention))(case), tolerance)
 
 
-def test_tokens_may_lie_in_any_order():
+@pytest.mark.parametrize("way", KERNELS)
+def test_tokens_may_lie_in_any_order(way):
     case = packed_case(2, 300, 4, 2, 8, 5)
     order = np.random.default_rng(1).permutation(300)
-    compare(Case(*(x[:, order] for x in case)), 1e-5)
+    compare(way, Case(*(x[:, order] for x in case)), 1e-5)
 
 
 def test_only_pairs_of_blocks_that_can_see_each_other_are_visited():

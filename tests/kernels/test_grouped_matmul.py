@@ -21,6 +21,7 @@ from intellect_jax.kernels.grouped_matmul import (
     tuning,
 )
 from intellect_jax.kernels.grouped_matmul.layout import layout
+from tests.kernels.on_cpu import WAYS, both
 from tests.policies import quick_jit, relative_error
 
 D, F = 12, 20
@@ -31,7 +32,7 @@ def with_gradients(function, x, w, sizes, cotangent):
     return y, *gradients(cotangent)
 
 
-mine = quick_jit(lambda *args: with_gradients(grouped_matmul, *args))
+mine = both(lambda *args: with_gradients(grouped_matmul, *args))
 plain = quick_jit(lambda *args: with_gradients(grouped_matmul_reference, *args))
 
 
@@ -56,6 +57,7 @@ def assert_close(got, expected, tolerance):
         assert relative_error(np.asarray(a, np.float32), np.asarray(b, np.float32)) <= tolerance
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
@@ -67,25 +69,27 @@ def assert_close(got, expected, tolerance):
 )
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999), spread=st.sampled_from([100.0, 1.0, 0.05]))
-def test_equals_multiplying_with_every_matrix_gradients_included(shape, dtype, seed, spread):
+def test_equals_multiplying_with_every_matrix_gradients_included(way, shape, dtype, seed, spread):
     x, w, cotangent = rows_and_matrices(*shape, dtype, seed)
     sizes = group_sizes(shape[0], shape[3], seed, spread)
     tolerance = 1e-6 if dtype == "float32" else 4e-3  # of sums in float32, rounded once to bfloat16's 8 bits
-    assert_close(mine(x, w, sizes, cotangent), plain(x, w, sizes, cotangent), tolerance)
+    assert_close(mine[way](x, w, sizes, cotangent), plain(x, w, sizes, cotangent), tolerance)
 
 
-def test_rows_past_the_groups_change_nothing():
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_past_the_groups_change_nothing(way):
     x, w, cotangent = rows_and_matrices(70, 12, 20, 3, "float32", seed=0)
     sizes = jnp.array([20, 0, 13], jnp.int32)
     expected = plain(x, w, sizes, cotangent)
-    y, grad_x, grad_w = mine(x.at[33:].set(1e30), w, sizes, cotangent.at[33:].set(1e30))
+    y, grad_x, grad_w = mine[way](x.at[33:].set(1e30), w, sizes, cotangent.at[33:].set(1e30))
     assert_close((y, grad_x, grad_w), expected, 1e-6)
     assert not y[33:].any() and not grad_x[33:].any()
 
 
-def test_time_grows_with_the_rows_filled_not_with_the_buffer():
+@pytest.mark.parametrize("way", WAYS)
+def test_time_grows_with_the_rows_filled_not_with_the_buffer(way):
     x, w, cotangent = rows_and_matrices(8192, 128, 128, 8, "float32", seed=0)
-    step = jax.jit(lambda *args: with_gradients(grouped_matmul, *args))
+    step = mine[way]
 
     def seconds(rows):
         sizes = jnp.full(8, rows // 8, jnp.int32)
@@ -123,10 +127,11 @@ def mlp_with_gradients(function, x, ids, *rest):
     return y, gradients(cotangent)
 
 
-my_mlp = quick_jit(lambda *args: mlp_with_gradients(expert_mlp, *args))
+my_mlp = both(lambda *args: mlp_with_gradients(expert_mlp, *args))
 plain_mlp = quick_jit(lambda *args: mlp_with_gradients(expert_mlp_reference, *args))
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("tokens", "experts", "k", "here"),
     [
@@ -137,9 +142,9 @@ plain_mlp = quick_jit(lambda *args: mlp_with_gradients(expert_mlp_reference, *ar
 )
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 999), skew=st.sampled_from([0.0, 1.0, 100.0, -100.0]))  # 100: all on the first experts
-def test_experts_equal_computing_every_one_gradients_included(tokens, experts, k, here, seed, skew):
+def test_experts_equal_computing_every_one_gradients_included(way, tokens, experts, k, here, seed, skew):
     args = inputs(tokens, experts, k, seed, skew, here)
-    assert_close(my_mlp(*args), plain_mlp(*args), 1e-5)
+    assert_close(my_mlp[way](*args), plain_mlp(*args), 1e-5)
 
 
 def test_low_rank_terms_equal_merged_weights():

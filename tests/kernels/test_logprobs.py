@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from intellect_jax.kernels.logprobs import head_logits, member_logprobs, token_logprobs
+from intellect_jax.kernels.logprobs import member_logprobs, token_logprobs
+from intellect_jax.kernels.logprobs.chunked import head_logits
+from tests.kernels.on_cpu import WAYS, both, computing
 from tests.policies import quick_jit, relative_error
 
 WIDTH = 8
@@ -25,69 +27,73 @@ def plain(hidden, kernel, targets, temperature, members):
 
 
 def outputs_and_gradients(function):
-    """Compiled: logprobs, entropy, and gradients of a loss of both to hidden states and kernel."""
+    """Logprobs, entropy, and gradients of a loss of both to hidden states and kernel."""
 
     def loss(hidden, kernel, *others):
         logprobs, entropy = function(hidden, kernel, *others)
         weights = jnp.cos(jnp.arange(logprobs.size, dtype=jnp.float32)).reshape(logprobs.shape)
         return jnp.sum(weights * (logprobs + 0.3 * entropy)), (logprobs, entropy)
 
-    return quick_jit(jax.grad(loss, (0, 1), has_aux=True))
+    return jax.grad(loss, (0, 1), has_aux=True)
 
 
-COMPILED = {function: outputs_and_gradients(function) for function in (member_logprobs, plain)}
+COMPILED = {"plain": quick_jit(outputs_and_gradients(plain)), **both(outputs_and_gradients(member_logprobs))}
 
 
-def results(function, hidden, kernel, *others):
-    gradients, outputs = COMPILED[function](hidden, kernel, *others)
+def results(way, hidden, kernel, *others):
+    gradients, outputs = COMPILED[way](hidden, kernel, *others)
     assert [x.dtype for x in outputs] == [jnp.float32] * 2
     assert [x.dtype for x in gradients] == [hidden.dtype, kernel.dtype]
     return [np.asarray(x, np.float32) for x in (*outputs, *gradients)]
 
 
+@pytest.mark.parametrize("way", WAYS)
 # One chunk and several of either kind, full and not; a last chunk of columns that repeats some.
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (3, 31, 11), (2, 64, 127), (2, 150, 8200), (1, 300, 16640), (5, 77, 9001)]
 )
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_members_get_what_the_plain_reference_says_gradients_included(shape, share):
+def test_members_get_what_the_plain_reference_says_gradients_included(way, shape, share):
     given = inputs(*shape, share)
-    for ours, reference in zip(results(member_logprobs, *given), results(plain, *given), strict=True):
+    for ours, reference in zip(results(way, *given), results("plain", *given), strict=True):
         np.testing.assert_allclose(ours, reference, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [(3, 31, 11), (2, 150, 8200)])
-def test_bfloat16_inputs_meet_a_float32_softmax(shape):
+def test_bfloat16_inputs_meet_a_float32_softmax(way, shape):
     """Outputs are exact in the rounded inputs; gradients differ by the rounding of their factors, as any matmul's."""
     hidden, kernel, *others = inputs(*shape, 0.6, jnp.bfloat16)
-    ours = results(member_logprobs, hidden, kernel, *others)
+    ours = results(way, hidden, kernel, *others)
     rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
-    reference = results(plain, hidden.astype(jnp.float32), rounded, *others)
+    reference = results("plain", hidden.astype(jnp.float32), rounded, *others)
     for mine, theirs in zip(ours[:2], reference[:2], strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)
     assert max(map(relative_error, ours[2:], reference[2:])) < 4e-3
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("scale", [1e3, 1e12])
-def test_extreme_logits_do_not_overflow(scale):
+def test_extreme_logits_do_not_overflow(way, scale):
     """What is left is the rounding of the logits themselves: 1e-3 at 1e4."""
     given = inputs(2, 150, 8200, 0.7, scale=scale)
-    ours, reference = results(member_logprobs, *given), results(plain, *given)
+    ours, reference = results(way, *given), results("plain", *given)
     assert all(np.isfinite(x).all() for x in ours)
     assert max(map(relative_error, ours, reference)) < 5e-3
 
 
-def test_what_is_no_member_may_hold_anything():
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_no_member_may_hold_anything(way):
     """Not even NaN, or a target outside of the vocabulary, comes into values or gradients."""
     hidden, kernel, targets, temperature, members = inputs(2, 150, 8200, 0.4)
     poison = jnp.where(members, 1.0, jnp.nan)
     bad = (hidden * poison[..., None], kernel, jnp.where(members, targets, -7), temperature * poison, members)
-    good = results(member_logprobs, hidden, kernel, targets, temperature, members)
-    assert all(map(np.array_equal, results(member_logprobs, *bad), good))
+    good = results(way, hidden, kernel, targets, temperature, members)
+    assert all(map(np.array_equal, results(way, *bad), good))
 
 
 def gradient(tokens, vocabulary, width=WIDTH):
-    """Compiled gradients to hidden states and kernel, of one row."""
+    """Compiled gradients to hidden states and kernel, of one row, in plain XLA, whose memory the compiler knows."""
     row = (1, tokens)
 
     def loss(hidden, kernel, targets, temperature, members):
@@ -96,7 +102,8 @@ def gradient(tokens, vocabulary, width=WIDTH):
     shapes = [(*row, width), (width, vocabulary), row, row, row]
     dtypes = [jnp.float32, jnp.float32, jnp.int32, jnp.float32, bool]
     abstract = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    return quick_jit(jax.grad(loss, (0, 1))).lower(*abstract).compile()
+    with computing("xla"):
+        return quick_jit(jax.grad(loss, (0, 1))).lower(*abstract).compile()
 
 
 def test_memory_grows_with_the_tokens_alone():

@@ -1,8 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from intellect_jax.models.ops import Ops
+from intellect_jax.models.remat import Remat
 from intellect_jax.models.transformer import forward, init_params, logits, param_axes
 from tests.policies import CONFIGS, SMALL, quick_jit, random_params
 
@@ -30,7 +34,7 @@ def run(params, cfg, tokens, segment_ids=None, positions=None, **kwargs):
     return jitted_forward(params, cfg, *inputs(tokens, segment_ids, positions), **kwargs)
 
 
-jitted_forward = quick_jit(forward, static_argnums=1, static_argnames=("compute_dtype", "remat"))
+jitted_forward = quick_jit(forward, static_argnums=1, static_argnames=("compute_dtype", "remat", "ops"))
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -60,6 +64,23 @@ def test_replay_takes_the_given_experts_with_todays_weights():
     replayed = run(params, cfg, tokens, replay=other)
     np.testing.assert_array_equal(replayed.routed_experts, other)
     assert jnp.abs(replayed.hidden - own.hidden).max() > 1e-2
+
+
+def test_a_few_layers_without_a_loop_are_the_same_and_more_are_in_one():
+    cfg = SMALL  # one dense layer and two of experts
+    params, tokens = policy(cfg), random_tokens(cfg, 2, 6)
+    looped, straight = (run(params, cfg, tokens, ops=Ops(unrolled=most)) for most in (1, 2))
+    np.testing.assert_allclose(straight.hidden, looped.hidden, atol=1e-5)
+    np.testing.assert_array_equal(straight.routed_experts, looped.routed_experts)
+
+    def layers_at_once(most, remat="none"):
+        """In a round of the loops over dense and over expert layers."""
+        arguments = (params, cfg, *inputs(tokens))
+        text = str(jax.make_jaxpr(lambda: forward(*arguments, remat=Remat(remat), ops=Ops(unrolled=most)))())
+        return [int(number) for number in re.findall(r"unroll=(\d+)", text)]
+
+    assert layers_at_once(1) == [1, 1] and layers_at_once(2) == [1, 2]
+    assert layers_at_once(2, "full") == [1, 1]  # or XLA would find that it can keep what was to be computed again
 
 
 def test_every_parameter_gets_a_gradient_but_the_selection_bias():

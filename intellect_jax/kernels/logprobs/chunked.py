@@ -7,8 +7,8 @@ Only members are looked at: they are compacted into the first chunks, and chunks
 
 The vocabulary is the outer loop: what is as large as the kernel (its rows gathered from shards, their gradient before
 it is reduced) then exists for a chunk of columns at a time, at the price of a float32 array of all tokens' d_hidden.
-One implementation serves every backend. tokamax 0.0.12 has a linear_softmax_cross_entropy_loss, but that returns the
-summed loss alone: no value per token, no temperature, no entropy.
+It serves every backend, CPUs too where native.py cannot. tokamax 0.0.12 has a linear_softmax_cross_entropy_loss, but
+that returns the summed loss alone: no value per token, no temperature, no entropy.
 
 Shape suffixes: B batch, S sequence, T = B*S tokens, D embed, V vocabulary; N chunks of C tokens; W columns of a chunk.
 """
@@ -16,30 +16,17 @@ Shape suffixes: B batch, S sequence, T = B*S tokens, D embed, V vocabulary; N ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from intellect_jax.kernels import native_logprobs
-from intellect_jax.kernels.native import usable
+from intellect_jax.kernels.logprobs.plain import PerToken
 from intellect_jax.kernels.products import in_parts
 
 _LARGE = 16  # features that head_logits takes apart; 4 leave a sixth more error, 32 no less
 _LOW = -1e30  # below every logit, and differences with it are finite
-
-PerToken = Float[Array, "b s"]
-
-
-def token_logprobs(
-    logits: Float[Array, "b s v"], targets: Int[Array, "b s"], temperature: PerToken
-) -> tuple[PerToken, PerToken]:
-    """The plain reference: log softmax(logits / temperature)[target] and the entropy of that distribution, in nats."""
-    log_p = jax.nn.log_softmax(logits / temperature[..., None], axis=-1)
-    chosen = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-    return chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
 def head_logits(hidden: Float[Array, "t d"], kernel: Float[Array, "d w"]) -> Float[Array, "t w"]:
@@ -280,47 +267,3 @@ def backward_pass(
     whole = tokens.put_back(shards.total(d_hidden)).reshape(hidden.shape)
     d_hidden = jnp.where(members[..., None], whole, 0.0).astype(hidden.dtype)
     return d_hidden, shards.everyone(d_kernel).astype(kernel.dtype)
-
-
-def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """:func:`member_logprobs` out of :func:`forward_pass` and :func:`backward_pass`, or these on a mesh."""
-
-    @jax.custom_vjp
-    def logprobs(*inputs):
-        return forward(*inputs)[:2]
-
-    def save(*inputs):
-        logprobs, entropy, logsumexp = forward(*inputs)
-        return (logprobs, entropy), (*inputs, entropy, logsumexp)
-
-    def pull_back(saved, grads):
-        return (*backward(*saved, *grads), None, None, None)
-
-    logprobs.defvjp(save, pull_back)
-    return logprobs
-
-
-def _by_platform(name: str, *inputs: Array) -> Any:
-    ours = globals()[name]
-    if not usable():
-        return ours(*inputs)
-    return jax.lax.platform_dependent(*inputs, cpu=getattr(native_logprobs, name), default=ours)
-
-
-_on_one_device = differentiable(partial(_by_platform, "forward_pass"), partial(_by_platform, "backward_pass"))
-
-
-def member_logprobs(
-    hidden: Float[Array, "b s d"],
-    kernel: Float[Array, "d v"],
-    targets: Int[Array, "b s"],
-    temperature: PerToken,
-    members: Bool[Array, "b s"],
-) -> tuple[PerToken, PerToken]:
-    """:func:`token_logprobs` of float32 ``hidden @ kernel`` where ``members`` is set, 0 elsewhere.
-
-    The kernel is cast to the hidden states' dtype here, so that a float32 master's gradient is never rounded to it. No
-    array of tokens times vocabulary exists, nor in the backward pass; tokens that are no members cost nothing. Both
-    outputs have gradients to hidden states and kernel; the temperature, the sampler's, has none.
-    """
-    return _on_one_device(hidden, kernel, targets, temperature, members)

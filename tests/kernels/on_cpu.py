@@ -1,0 +1,40 @@
+"""What a CPU computes with: our kernels in C++ (``native``), or plain XLA where nothing can compile them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from intellect_jax.kernels.native import usable
+from tests.policies import quick_jit
+
+WAYS = ("native", "xla")
+
+
+@contextmanager
+def computing(way: str) -> Iterator[None]:
+    """What is traced meanwhile is computed this way."""
+    with mock.patch.dict(os.environ, {"INTELLECT_JAX_NATIVE": str(int(way == "native"))}):
+        if way == "native" and not usable():
+            pytest.skip("no C++ compiler here")
+        yield
+
+
+def both(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """The function compiled either way, when it is called first."""
+
+    def compiled(way: str) -> Callable[..., Any]:
+        program = quick_jit(lambda *args: function(*args))  # a function of its own: programs are kept by it
+
+        def run(*args):
+            with computing(way):
+                return program(*args)
+
+        return run
+
+    return {way: compiled(way) for way in WAYS}
