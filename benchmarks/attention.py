@@ -6,9 +6,9 @@
 
 Each length runs in a process of its own, for its peak memory: one segment as long as the row, the dearest case, and
 then segments of 1024 tokens, whose unseen blocks cost nothing. Temporary bytes are what the compiler reserves; resident
-bytes what the process grew by while it ran: kernels in C++ have memory that no compiler knows of. TFLOP/s count the scores that are seen, forward and backward, without
-recomputation. Short rows alternate between plain scores and the first kernel, and the median of the pairs' ratios is printed. The last line
-is JSON.
+bytes what the process grew by while it ran: kernels in C++ have memory that no compiler knows of. TFLOP/s count the
+scores that are seen, forward and backward, without recomputation. Short rows alternate between plain scores and the
+first kernel, and the median of the pairs' ratios is printed. The last line is JSON.
 """
 
 from __future__ import annotations
