@@ -11,7 +11,7 @@ import numpy as np
 
 from intellect_jax.bridge.families.table import Entry
 from intellect_jax.bridge.huggingface import entries, fused_name, is_ignored, stored_dtype
-from intellect_jax.bridge.source import Source
+from intellect_jax.bridge.source import FLOAT32_SUFFIX, Source
 from intellect_jax.models.config import ModelConfig
 from intellect_jax.transport.safetensors_file import DTYPES, Stored
 from intellect_jax.trees import TreePath
@@ -40,7 +40,8 @@ def outputs(cfg: ModelConfig, dtype: str, source: Source | None) -> list[Output]
         parts[fused if fused in stored else entry.name].append(entry)
         if cfg.tie_word_embeddings and entry.path[0] == "embed" and "lm_head.weight" in stored:
             parts["lm_head.weight"].append(entry)  # the source repeats the embedding
-    made = _by_array([_made(name, of, dtype, stored) for name, of in parts.items()])
+    kept = _kept(stored)
+    made = _by_array([_made(name, of, kept.get(name) or stored_dtype(of[0], dtype)) for name, of in parts.items()])
     passed = [
         Output(name, DTYPES[where.dtype], where.shape)
         for name, where in stored.items()
@@ -69,15 +70,24 @@ def file_names(count: int) -> list[str]:
     return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
-def _made(name: str, parts: list[Entry], dtype: str, stored: dict[str, Stored]) -> Output:
+def _kept(stored: dict[str, Stored]) -> dict[str, np.dtype]:
+    """Tensors that go out in the source's dtype, whatever is asked for: what nothing trains, and what is float32 among
+    bfloat16, as the routers in folders of transformers from 5.24 on."""
+    mixed = any(where.dtype == "BF16" for where in stored.values())
+    return {
+        name: DTYPES[where.dtype]
+        for name, where in stored.items()
+        if name.endswith(FLOAT32_SUFFIX) or (mixed and where.dtype == "F32")
+    }
+
+
+def _made(name: str, parts: list[Entry], dtype: np.dtype) -> Output:
     first = parts[0]
-    kept = first.float32 and name in stored  # nothing trains it, so the source's own dtype holds it exactly
-    as_stored = DTYPES[stored[name].dtype] if kept else stored_dtype(first, dtype)
     if len(parts) == 1:
-        return Output(name, as_stored, first.hf_shape, tuple(parts))
+        return Output(name, dtype, first.hf_shape, tuple(parts))
     experts, (rows, columns) = first.stack[-1], first.hf_shape
     ordered = sorted(parts, key=lambda entry: (entry.index, entry.name))  # each expert's gate above its up
-    return Output(name, as_stored, (experts, len(parts) // experts * rows, columns), tuple(ordered))
+    return Output(name, dtype, (experts, len(parts) // experts * rows, columns), tuple(ordered))
 
 
 def _shards(tensors: Iterable[Output], max_bytes: int) -> Iterator[list[Output]]:

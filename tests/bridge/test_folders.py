@@ -235,3 +235,16 @@ def test_tensors_are_those_of_the_weight_store(tmp_path):
     params = random_params(SMALL)
     save_pretrained(Policy(params, SMALL), tmp_path / "out")
     assert_same_tensors(tensors_of(tmp_path / "out"), dict(to_hf(params, SMALL, "bfloat16")))
+
+
+def test_what_is_float32_among_bfloat16_stays_so(tmp_path):
+    """As transformers writes routers from 5.24 on, with bits that bfloat16 has not."""
+    foreign(tmp_path / "in")
+    tensors = load_file(tmp_path / "in" / "model.safetensors")
+    routers = [name for name in tensors if name.endswith("mlp.gate.weight")]
+    assert len(routers) == 2
+    for name in routers:
+        tensors[name] = tensors[name].astype(np.float32) * np.float32(1.0001)
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    save_pretrained(load_pretrained(tmp_path / "in"), tmp_path / "out", dtype="bfloat16")
+    assert_same_tensors(tensors_of(tmp_path / "out"), tensors)

@@ -11,7 +11,7 @@ from intellect_jax.bridge import Policy, load_pretrained, save_pretrained
 from intellect_jax.bridge.huggingface import to_hf
 from tests.policies import CONFIGS, logits_function, loss_and_gradients, random_params, relative_error
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.timeout(900)]
 
 WORKER = Path(__file__).with_name("transformers_worker.py")
 SEQUENCES, LENGTH, NEW_TOKENS = 64, 16, 8
@@ -38,7 +38,7 @@ def exported(tmp_path_factory, oracle_python):
         policy = Policy(random_params(cfg), cfg)
         save_pretrained(policy, root / name / "model", dtype="float32", max_shard_bytes=100_000)
         np.savez(root / name / "in.npz", **inputs())
-    subprocess.run([oracle_python, WORKER, *(root / name for name in CONFIGS)], check=True, timeout=280)
+    subprocess.run([oracle_python, WORKER, *(root / name for name in CONFIGS)], check=True, timeout=800)
     return root
 
 

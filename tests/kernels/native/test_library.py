@@ -41,7 +41,8 @@ def test_processes_that_start_together_compile_once(tmp_path):
 
 
 def compiler(path: Path, script: str) -> str:
-    path.write_text(f"#!/bin/sh\n{script}\n")
+    """It knows its version, and does ``script`` when it is to compile."""
+    path.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo 1; exit; fi\n{script}\n')
     path.chmod(0o755)
     return str(path)
 
@@ -49,8 +50,8 @@ def compiler(path: Path, script: str) -> str:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ('test "$1" = --version || { echo "cannot write here" >&2; exit 1; }', "cannot write here"),
-        ('test "$1" = --version || shift $(($# - 1)); echo no library > "$1"', "invalid ELF header|file too short"),
+        ('echo "cannot write here" >&2; exit 1', "cannot write here"),
+        ('shift $(($# - 1)); echo no library > "$1"', "invalid ELF header|file too short"),
     ],
 )
 def test_without_a_compiler_that_works_plain_xla_computes_and_the_log_says_why(tmp_path, script, said):
