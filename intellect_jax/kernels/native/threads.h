@@ -3,9 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <functional>
 #include <memory>
-#include <thread>
+#include <mutex>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -14,23 +15,48 @@ namespace native {
 
 namespace ffi = xla::ffi;
 
-// Runs body(0) to body(tasks - 1), on this thread and on those of the pool that are free; returns after the last one.
+// Tasks that several threads take one after the other, and who waits for the last of them.
+class Tasks {
+ public:
+  explicit Tasks(int64_t count) : count_(count) {}
+
+  // Runs tasks as long as there are any; refers to body only then, when the one who waits is there.
+  template <typename Body>
+  void run(const Body& body) {
+    for (int64_t i; (i = next_++) < count_;) {
+      body(i);
+      if (++done_ < count_) continue;
+      const std::lock_guard<std::mutex> lock(mutex_);
+      last_.notify_one();
+    }
+  }
+
+  // Looks a while, as most tasks are short; then sleeps, for whoever has the last task may have lost its core.
+  void wait() {
+    for (int look = 0; look < kLooks; ++look)
+      if (done_ == count_) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    last_.wait(lock, [this] { return done_ == count_; });
+  }
+
+ private:
+  static constexpr int kLooks = 10000;  // some 10 microseconds
+
+  const int64_t count_;
+  std::atomic<int64_t> next_{0}, done_{0};
+  std::mutex mutex_;
+  std::condition_variable last_;
+};
+
+// Runs body(0) to body(count - 1), on this thread and on those of the pool that are free; returns after the last one.
 // Never waits for a thread to become free: whoever is late finds no task left.
 template <typename Body>
-void parallel(ffi::ThreadPool& pool, int64_t tasks, const Body& body) {
-  struct Counts {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  const auto counts = std::make_shared<Counts>();
-  const auto work = [counts, tasks, &body] {  // refers to body only while tasks are left, when the caller is here
-    for (int64_t i; (i = counts->next++) < tasks;) {
-      body(i);
-      ++counts->done;
-    }
-  };
-  for (int64_t i = std::min<int64_t>(pool.num_threads(), tasks) - 1; i > 0; --i) pool.Schedule(std::function<void()>(work));
+void parallel(ffi::ThreadPool& pool, int64_t count, const Body& body) {
+  const auto tasks = std::make_shared<Tasks>(count);
+  const std::function<void()> work = [tasks, &body] { tasks->run(body); };
+  for (int64_t i = std::min<int64_t>(pool.num_threads(), count) - 1; i > 0; --i) pool.Schedule(std::function<void()>(work));
   work();
-  while (counts->done < tasks) std::this_thread::yield();
+  tasks->wait();
 }
 
 // Uninitialised memory of this thread, kept from call to call, since fresh pages cost more than most of what is done here:
