@@ -163,7 +163,9 @@ def forward(
     ids = []
     for block in blocks(cfg):
         body = partial(_packed_block, run, block.kinds)
-        straight = block.repeats <= ops.unrolled and remat == KEEP_ALL  # without a loop XLA would not recompute
+        straight = (
+            block.repeats * len(block.kinds) <= ops.unrolled and remat == KEEP_ALL
+        )  # without a loop XLA would not recompute
         share = scanned_share(params, per_layer, block)
         x, block_ids = jax.lax.scan(body, x, share, length=block.repeats, unroll=straight)
         ids += [in_order(block_ids)] if block_ids else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from intellect_jax.kernels.native import usable
+from intellect_jax.kernels.native import library, usable
 from tests.policies import quick_jit
 
 WAYS = ("native", "xla")
@@ -18,8 +17,8 @@ WAYS = ("native", "xla")
 
 @contextmanager
 def computing(way: str) -> Iterator[None]:
-    """What is traced meanwhile is computed this way."""
-    with mock.patch.dict(os.environ, {"INTELLECT_JAX_NATIVE": str(int(way == "native"))}):
+    """What is traced meanwhile is computed this way. (Not by the environment: XLA's threads read it at any time.)"""
+    with mock.patch.object(library, "_wanted", lambda: way == "native"):
         if way == "native" and not usable():
             pytest.skip("no C++ compiler here")
         yield

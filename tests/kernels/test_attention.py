@@ -62,6 +62,18 @@ def test_tokens_may_lie_in_any_order(way):
     compare(way, Case(*(x[:, order] for x in case)), 1e-5)
 
 
+@pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.parametrize(("name", "token"), [("q", 40), ("k", 0), ("k", 33), ("v", 0)])
+def test_what_is_not_a_number_stays_so_in_whoever_sees_it(way, name, token):
+    case = packed_case(1, 64, 2, 1, 8, 1)
+    spoiled = case._replace(**{name: getattr(case, name).at[:, token].set(jnp.nan)})
+    with computing(way):
+        out, expected = (quick_jit(kernel)(*spoiled) for kernel in (KERNELS[way], packed_attention))
+    real = np.asarray(case.segment_ids)[0] > 0
+    assert np.isnan(expected[0, real]).any()
+    np.testing.assert_array_equal(np.isnan(out)[0, real], np.isnan(expected)[0, real])
+
+
 def test_only_pairs_of_blocks_that_can_see_each_other_are_visited():
     def visited(segment_ids):
         ids = jnp.asarray(segment_ids, jnp.int32)[None]

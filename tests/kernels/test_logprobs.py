@@ -92,6 +92,36 @@ def test_what_is_no_member_may_hold_anything(way):
     assert all(map(np.array_equal, results(way, *bad), good))
 
 
+def test_more_tokens_than_have_sums_at_once():
+    """In C++ every thread adds up gradients to hidden states, for so many tokens that all take 64 MiB."""
+    rng = np.random.default_rng(0)
+    tokens, width = 9001, 1024
+    hidden = jnp.asarray(rng.normal(size=(1, tokens, width)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(width, 300)) / width**0.5, jnp.float32)
+    targets, members = rng.integers(0, 300, (1, tokens)), rng.random((1, tokens)) < 0.97
+    given = hidden, kernel, jnp.asarray(targets), jnp.ones((1, tokens)), jnp.asarray(members)
+    for ours, reference in zip(results("native", *given), results("plain", *given), strict=True):
+        assert relative_error(ours, reference) < 1e-6
+
+
+def test_columns_that_nobody_could_choose_take_nothing_from_the_others():
+    hidden, kernel, *others = inputs(2, 20, 700, 1.0)
+    kernel = kernel.at[:, :300].set(-1e38) * 1e-3
+    given = jnp.abs(hidden) * 1e6, kernel.at[:, 300:].mul(1e-6), *others  # logits of -inf
+    ours, reference = (results(way, *given)[0] for way in ("native", "plain"))
+    assert np.isfinite(reference).any() and not np.isfinite(reference).all()
+    np.testing.assert_allclose(ours, reference, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whole_numbers_and_temperatures_may_be_of_any_size(way):
+    hidden, kernel, targets, _, members = inputs(2, 20, 127, 0.5)
+    temperature = jnp.full(targets.shape, 0.5)
+    narrow = hidden, kernel, targets.astype(jnp.int16), temperature.astype(jnp.bfloat16), members
+    for a, b in zip(results(way, *narrow), results(way, hidden, kernel, targets, temperature, members), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def gradient(tokens, vocabulary, width=WIDTH):
     """Compiled gradients to hidden states and kernel, of one row, in plain XLA, whose memory the compiler knows."""
     row = (1, tokens)

@@ -27,7 +27,7 @@ def attention(
 
 def _forward(q, k, v, segment_ids, positions):
     shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (q.shape, q.shape[:3]))
-    out, lse = call("Attention", tuple(shapes), *map(_wide, (q, k, v)), segment_ids, positions)
+    out, lse = call("Attention", tuple(shapes), *map(_wide, (q, k, v)), *map(_whole, (segment_ids, positions)))
     return out.astype(q.dtype), lse
 
 
@@ -40,7 +40,8 @@ def _pull_back(saved, grad):
     q, k, v, segment_ids, positions, out, lse = saved
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (q, k, v))
     wide = map(_wide, (q, k, v))
-    found = call("AttentionGradient", shapes, *wide, segment_ids, positions, _wide(out), lse, _wide(grad))
+    places = map(_whole, (segment_ids, positions))
+    found = call("AttentionGradient", shapes, *wide, *places, _wide(out), lse, _wide(grad))
     return *(x.astype(like.dtype) for x, like in zip(found, (q, k, v), strict=True)), None, None
 
 
@@ -49,3 +50,7 @@ attention.defvjp(_save, _pull_back)
 
 def _wide(x: Array) -> Array:
     return x.astype(jnp.float32)
+
+
+def _whole(x: Array) -> Array:
+    return x.astype(jnp.int32)

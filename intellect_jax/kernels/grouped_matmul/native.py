@@ -26,12 +26,14 @@ def rows_transposed(x: Float[Array, "p f"], w: Float[Array, "e d f"], sizes: Int
 def products(x: Float[Array, "p d"], g: Float[Array, "p f"], sizes: Int[Array, " e"]) -> Float[Array, "e d f"]:
     """xᵀ g of each group's rows; zero for groups without any."""
     out = jax.ShapeDtypeStruct((sizes.size, x.shape[1], g.shape[1]), jnp.float32)
-    return call("GroupedProducts", out, _wide(x), _wide(g), sizes).astype(x.dtype)
+    return call("GroupedProducts", out, _wide(x), _wide(g), sizes.astype(jnp.int32)).astype(x.dtype)
 
 
 def _rows(x: Array, w: Array, sizes: Array, transposed: bool) -> Array:
     out = jax.ShapeDtypeStruct((x.shape[0], w.shape[1 if transposed else 2]), jnp.float32)
-    return call("GroupedRows", out, _wide(x), _wide(w), sizes, transposed=np.bool_(transposed)).astype(x.dtype)
+    return call(
+        "GroupedRows", out, _wide(x), _wide(w), sizes.astype(jnp.int32), transposed=np.bool_(transposed)
+    ).astype(x.dtype)
 
 
 def _wide(x: Array) -> Array:

@@ -23,7 +23,7 @@ def forward_pass(
 ) -> tuple[PerToken, PerToken, PerToken]:
     """Logprobs, entropy and logsumexp(logits / temperature), 0 outside members; see ``logprobs.forward_pass``."""
     out = (jax.ShapeDtypeStruct(targets.shape, jnp.float32),) * 3
-    return call("Logprobs", out, *_factors(hidden, kernel), targets, temperature, members)
+    return call("Logprobs", out, *_inputs(hidden, kernel, targets, temperature), members)
 
 
 def backward_pass(
@@ -36,10 +36,11 @@ def backward_pass(
 ) -> tuple[Float[Array, "b s d"], Float[Array, "d v"]]:
     """Gradients to hidden states and kernel; ``results``: entropy and logsumexp, and the gradients to both outputs."""
     out = tuple(jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (hidden, kernel))
-    found = call("LogprobsGradient", out, *_factors(hidden, kernel), targets, temperature, members, *results)
+    found = call("LogprobsGradient", out, *_inputs(hidden, kernel, targets, temperature), members, *results)
     return found[0].astype(hidden.dtype), found[1].astype(kernel.dtype)
 
 
-def _factors(hidden: Array, kernel: Array) -> tuple[Array, Array]:
-    """In float32, the kernel's numbers being those that the hidden states' dtype has."""
-    return hidden.astype(jnp.float32), kernel.astype(hidden.dtype).astype(jnp.float32)
+def _inputs(hidden: Array, kernel: Array, targets: Array, temperature: Array) -> tuple[Array, Array, Array, Array]:
+    """In the kernels' dtypes, the head's numbers being those that the hidden states' dtype has."""
+    head = kernel.astype(hidden.dtype).astype(jnp.float32)
+    return hidden.astype(jnp.float32), head, targets.astype(jnp.int32), temperature.astype(jnp.float32)

@@ -34,7 +34,11 @@ _TIMEOUT = 300.0  # seconds; it takes 5 to 10
 
 def usable() -> bool:
     """Whether programs that are traced now may use the kernels: on CPUs, if there is a compiler for C++."""
-    return os.environ.get("INTELLECT_JAX_NATIVE", "1") != "0" and jax.default_backend() == "cpu" and _registered()
+    return _wanted() and jax.default_backend() == "cpu" and _registered()
+
+
+def _wanted() -> bool:
+    return os.environ.get("INTELLECT_JAX_NATIVE", "1") != "0"
 
 
 def call(name: str, outputs: Any, *arguments: jax.Array, **attributes: Any) -> Any:
@@ -48,13 +52,18 @@ def call(name: str, outputs: Any, *arguments: jax.Array, **attributes: Any) -> A
 def _registered() -> bool:
     try:
         library = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [""]
-        log.warning("no kernels for this CPU, it computes in plain XLA, which is slower: %s", said[-1])
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
+        log.warning("no kernels for this CPU, it computes in plain XLA, which is slower: %s", _said(error))
         return False
     for name in KERNELS:
         jax.ffi.register_ffi_target(f"intellect_jax.{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return True
+
+
+def _said(error: Exception) -> str:
+    """The line that matters."""
+    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [""]
+    return next((line for line in lines if "error" in line.lower()), lines[-1])
 
 
 def _compiled() -> Path:

@@ -12,6 +12,7 @@ namespace native {
 
 constexpr int64_t kColumnsOfChunk = 256;
 constexpr int64_t kTokensOfPass = kFew, kTokensOfGradient = 4 * kFew;  // a cache's worth; enough to add up
+constexpr int64_t kBytesOfSums = 1 << 26;  // of all threads' gradients to hidden states
 
 // The tokens that count, one after the other.
 struct Members {
@@ -79,6 +80,8 @@ inline void each_vector(const float* z, int64_t n, const Each& each) {
   each(i, load(rest), static_cast<int>(n - i));
 }
 
+constexpr float kLow = -1e30f;  // no peak is below: differences are finite
+
 // Sums over columns; z is a logit over the temperature.
 struct Sums {
   float peak, mass, moment;  // max z, sum exp(z - peak), sum exp(z - peak) (z - peak)
@@ -87,7 +90,7 @@ struct Sums {
 inline Sums sums_of(const float* z, int64_t n) {
   Vec peaks = all(-std::numeric_limits<float>::infinity());
   each_vector(z, n, [&](int64_t, Vec x, int) { peaks = larger(peaks, x); });
-  const float peak = largest(peaks);
+  const float peak = std::max(largest(peaks), kLow);
   Vec mass{}, moment{};
   each_vector(z, n, [&](int64_t, Vec x, int) {
     const Vec centred = x - peak, weight = exp(centred);
@@ -145,21 +148,41 @@ inline ffi::Error logprobs(ffi::ThreadPool pool, Floats hidden, Floats kernel, I
   return ffi::Error::Success();
 }
 
-// What the gradient knows of a token.
+// What the gradient knows of the tokens: arrays [tokens].
 struct Given {
-  float temperature, entropy, logsumexp, d_logprob, d_entropy;
+  const int32_t* target;
+  const float *temperature, *entropy, *logsumexp, *d_logprob, *d_entropy;
+
+  // Token t's logits of a chunk become their gradients. Of the logprob log p_y: 1[v = y] - p_v; of the entropy H:
+  // -p_v (log p_v + H); both over the temperature.
+  void to_gradient(int64_t t, const Chunk& chunk, float* z) const {
+    const float inverse = 1.0f / temperature[t], slope = d_logprob[t] + d_entropy[t] * entropy[t];
+    each_vector(z, chunk.width, [&](int64_t i, Vec x, int some) {
+      const Vec log_p = x - logsumexp[t];
+      const Vec spread = exp(log_p) * (slope + d_entropy[t] * log_p) * -inverse;
+      if (some == kLanes) return store(z + i, spread);
+      for (int j = 0; j < some; ++j) z[i + j] = spread[j];
+    });
+    const int64_t own = target[t] - chunk.start;
+    if (0 <= own && own < chunk.width) z[own] += d_logprob[t] * inverse;
+  }
 };
 
-// Of the logprob log p_y: 1[v = y] - p_v; of the entropy H: -p_v (log p_v + H); both over the temperature. In place.
-inline void to_gradient(float* z, int64_t n, int64_t target, const Given& given) {
-  const float inverse = 1.0f / given.temperature, slope = given.d_logprob + given.d_entropy * given.entropy;
-  each_vector(z, n, [&](int64_t i, Vec x, int some) {
-    const Vec log_p = x - given.logsumexp;
-    const Vec spread = exp(log_p) * (slope + given.d_entropy * log_p) * -inverse;
-    if (some == kLanes) return store(z + i, spread);
-    for (int j = 0; j < some; ++j) z[i + j] = spread[j];
+// Adds what a chunk gives to some members' hidden states [length, d], and to its own columns [d, width].
+inline void add_gradients(const Chunk& chunk, const Members& members, const Given& given, int64_t begin, int64_t length,
+                          float* turned, float* d_hidden, float* d_columns) {
+  const int64_t d = chunk.d, width = chunk.width;
+  each_stretch(width, kColumns, [&](int64_t left, int64_t some) {
+    transpose({chunk.panel(left), kColumns, 1}, d, some, turned + left * d, d);
   });
-  if (0 <= target && target < n) z[target] += given.d_logprob * inverse;
+  float* z = scratch<1>(kTokensOfGradient * kColumnsOfChunk);
+  each_stretch(length, kTokensOfGradient, [&](int64_t first, int64_t some) {
+    chunk.logits(members, begin + first, some, given.temperature, z);
+    for (int64_t i = 0; i < some; ++i) given.to_gradient(members.which[begin + first + i], chunk, z + i * width);
+    const Matrix d_logits{z, width, 1};
+    multiply(d_logits, {turned, d, 1}, some, d, width, d_hidden + first * d, d, true);
+    multiply({members.rows(begin + first).at, 1, d}, d_logits, d, width, some, d_columns, width, true);
+  });
 }
 
 inline ffi::Error logprobs_gradient(ffi::ThreadPool pool, Floats hidden, Floats kernel, Integers targets,
@@ -168,46 +191,39 @@ inline ffi::Error logprobs_gradient(ffi::ThreadPool pool, Floats hidden, Floats 
                                     ffi::ResultBuffer<ffi::F32> d_hidden, ffi::ResultBuffer<ffi::F32> d_kernel) {
   const int64_t d = kernel.dimensions()[0], v = kernel.dimensions()[1], tokens = targets.element_count();
   const Members members(hidden.typed_data(), member.typed_data(), tokens, d);
+  const Given given{targets.typed_data(), temperature.typed_data(), entropy.typed_data(), logsumexp.typed_data(),
+                    d_logprob.typed_data(), d_entropy.typed_data()};
   const int64_t count = members.count(), chunks = (v + kColumnsOfChunk - 1) / kColumnsOfChunk;
-  // A share of the chunks each, and sums of its own: what is added to what does not depend on who is fast.
+  // A share of the chunks each, and sums of its own: what is added to what does not depend on who is fast. Those exist
+  // for a slab of members at a time, as there may be many threads.
   const int64_t shares = std::max<int64_t>(1, std::min(pool.num_threads(), chunks));
-  const auto partial = fresh(shares * count * d);
-  parallel(pool, shares, [&](int64_t share) {
-    float* own = partial.get() + share * count * d;
-    float* memory = scratch<0>(3 * d * kColumnsOfChunk);
-    float* z = scratch<1>(kTokensOfGradient * kColumnsOfChunk);
-    std::fill_n(own, count * d, 0.0f);
-    for (int64_t number = share; number < chunks; number += shares) {
-      const Chunk chunk(kernel.typed_data(), d, v, number, memory);
-      float* turned = memory + d * kColumnsOfChunk;  // [width, d]
-      float* d_columns = memory + 2 * d * kColumnsOfChunk;  // [d, width]
-      each_stretch(chunk.width, kColumns, [&](int64_t left, int64_t some) {
-        transpose({chunk.panel(left), kColumns, 1}, d, some, turned + left * d, d);
-      });
-      std::fill_n(d_columns, d * chunk.width, 0.0f);
-      each_stretch(count, kTokensOfGradient, [&](int64_t first, int64_t some) {
-        chunk.logits(members, first, some, temperature.typed_data(), z);
-        for (int64_t i = 0; i < some; ++i) {
-          const int64_t t = members.which[first + i];
-          to_gradient(z + i * chunk.width, chunk.width, targets.typed_data()[t] - chunk.start,
-                      {temperature.typed_data()[t], entropy.typed_data()[t], logsumexp.typed_data()[t],
-                       d_logprob.typed_data()[t], d_entropy.typed_data()[t]});
-        }
-        const Matrix d_logits{z, chunk.width, 1};
-        multiply(d_logits, {turned, d, 1}, some, d, chunk.width, own + first * d, d, true);
-        multiply({members.rows(first).at, 1, d}, d_logits, d, chunk.width, some, d_columns, chunk.width, true);
-      });
-      for (int64_t i = 0; i < d; ++i)
-        std::copy_n(d_columns + i * chunk.width, chunk.width, d_kernel->typed_data() + i * v + chunk.start);
-    }
-  });
+  const int64_t blocks = std::max<int64_t>(1, kBytesOfSums / 4 / (shares * d * kTokensOfGradient));
+  const int64_t slab = std::min(count, blocks * kTokensOfGradient);
+  const auto partial = fresh(shares * slab * d);
   std::fill_n(d_hidden->typed_data(), tokens * d, 0.0f);
-  parallel(pool, shares, [&](int64_t share) {
-    for (int64_t i = count * share / shares; i < count * (share + 1) / shares; ++i) {
-      float* out = d_hidden->typed_data() + members.which[i] * d;
-      for (int64_t from = 0; from < shares; ++from)
-        for (int64_t j = 0; j < d; ++j) out[j] += partial[(from * count + i) * d + j];
-    }
+  std::fill_n(d_kernel->typed_data(), count ? 0 : d * v, 0.0f);
+  each_stretch(count, slab, [&](int64_t begin, int64_t length) {
+    parallel(pool, shares, [&](int64_t share) {
+      float* own = partial.get() + share * slab * d;
+      std::fill_n(own, length * d, 0.0f);
+      float* memory = scratch<0>(3 * d * kColumnsOfChunk);
+      float *turned = memory + d * kColumnsOfChunk, *d_columns = turned + d * kColumnsOfChunk;
+      for (int64_t number = share; number < chunks; number += shares) {
+        const Chunk chunk(kernel.typed_data(), d, v, number, memory);
+        float* to = d_kernel->typed_data() + chunk.start;
+        std::fill_n(d_columns, d * chunk.width, 0.0f);
+        for (int64_t i = 0; begin && i < d; ++i) std::copy_n(to + i * v, chunk.width, d_columns + i * chunk.width);
+        add_gradients(chunk, members, given, begin, length, turned, own, d_columns);
+        for (int64_t i = 0; i < d; ++i) std::copy_n(d_columns + i * chunk.width, chunk.width, to + i * v);
+      }
+    });
+    parallel(pool, shares, [&](int64_t share) {
+      for (int64_t i = length * share / shares; i < length * (share + 1) / shares; ++i) {
+        float* out = d_hidden->typed_data() + members.which[begin + i] * d;
+        for (int64_t from = 0; from < shares; ++from)
+          for (int64_t j = 0; j < d; ++j) out[j] += partial[(from * slab + i) * d + j];
+      }
+    });
   });
   return ffi::Error::Success();
 }

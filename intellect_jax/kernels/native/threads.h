@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -20,23 +21,29 @@ class Tasks {
  public:
   explicit Tasks(int64_t count) : count_(count) {}
 
-  // Runs tasks as long as there are any; refers to body only then, when the one who waits is there.
+  // Runs tasks as long as there are any; refers to body only then, when the one who waits is there. Never throws.
   template <typename Body>
   void run(const Body& body) {
     for (int64_t i; (i = next_++) < count_;) {
-      body(i);
+      try {
+        body(i);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        failure_ = std::current_exception();
+      }
       if (++done_ < count_) continue;
       const std::lock_guard<std::mutex> lock(mutex_);
       last_.notify_one();
     }
   }
 
-  // Looks a while, as most tasks are short; then sleeps, for whoever has the last task may have lost its core.
+  // Looks a while, as most tasks are short; then sleeps, for whoever has the last task may have lost its core. Throws
+  // what a task threw: out of memory.
   void wait() {
-    for (int look = 0; look < kLooks; ++look)
-      if (done_ == count_) return;
+    for (int look = 0; look < kLooks && done_ < count_; ++look) continue;
     std::unique_lock<std::mutex> lock(mutex_);
     last_.wait(lock, [this] { return done_ == count_; });
+    if (failure_) std::rethrow_exception(failure_);
   }
 
  private:
@@ -46,6 +53,7 @@ class Tasks {
   std::atomic<int64_t> next_{0}, done_{0};
   std::mutex mutex_;
   std::condition_variable last_;
+  std::exception_ptr failure_;
 };
 
 // Runs body(0) to body(count - 1), on this thread and on those of the pool that are free; returns after the last one.

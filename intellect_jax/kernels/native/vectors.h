@@ -51,19 +51,25 @@ inline float sum(Vec x) {
   return total;
 }
 
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+// NaN if one of them is.
+inline Vec larger(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }
 
 inline float largest(Vec x) {
   float found = x[0];
-  for (int i = 1; i < kLanes; ++i) found = x[i] > found ? x[i] : found;
+  for (int i = 1; i < kLanes; ++i) found = x[i] > found || x[i] != x[i] ? x[i] : found;
   return found;
 }
 
 // Swaps, between rows i and i + kStep of a square, what a transposition moves by kStep columns.
 template <int kStep, int... kLane>
 inline void swap_halves(Vec& a, Vec& b, std::integer_sequence<int, kLane...>) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+  const Vec low = __builtin_shuffle(a, b, IntVec{((kLane & kStep) ? kLanes + kLane - kStep : kLane)...});
+  b = __builtin_shuffle(a, b, IntVec{((kLane & kStep) ? kLanes + kLane : kLane + kStep)...});
+#else
   const Vec low = __builtin_shufflevector(a, b, ((kLane & kStep) ? kLanes + kLane - kStep : kLane)...);
   b = __builtin_shufflevector(a, b, ((kLane & kStep) ? kLanes + kLane : kLane + kStep)...);
+#endif
   a = low;
 }
 
