@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machine import processor
 
 from intellect_jax.kernels.attention.choice import attention
 
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
     lengths = [int(n) for n in args.lengths.split(",") if n]
     figures: dict[str, Any] = {
         "jax": jax.__version__,
-        "machine": platform.machine(),
+        "machine": processor(),
         "shape": {name: getattr(args, name) for name in ("heads", "kv_heads", "width", "dtype")},
         "short": [in_a_process(argv, f"short,{n},0") for n in args.short.split(",") if n],
     }

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machine import processor
 
 from intellect_jax.kernels.grouped_matmul import grouped_matmul
 from intellect_jax.kernels.grouped_matmul.tuning import version
@@ -137,17 +137,9 @@ def over_groups(few: Shape, many: Shape, rounds: int) -> dict[str, float]:
 
 
 def machine() -> dict[str, str]:
-    device = jax.devices()[0].device_kind
-    if jax.default_backend() == "cpu":
-        device = next((x.split(":")[1].strip() for x in _cpu_lines() if x.startswith("model name")), platform.machine())
-        device = f"{device}, {os.cpu_count()} cores"
+    device = processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
     versions = {name: version(name) for name in ("jax", "jaxlib", "tokamax")}
     return {"device": device, "python": platform.python_version(), **versions}
-
-
-def _cpu_lines() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    return info.read_text().splitlines() if info.exists() else []
 
 
 def main() -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -25,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machine import processor
 
 from intellect_jax.kernels.logprobs import member_logprobs, token_logprobs
 
@@ -117,8 +116,7 @@ def main() -> None:
         print(json.dumps(resident(*arguments.resident)))
         return
     tokens, vocabulary, width = arguments.large
-    found: dict[str, Any] = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
-    found["machine"] = platform.machine()
+    found: dict[str, Any] = {"device": jax.devices()[0].device_kind, "machine": processor(), "jax": jax.__version__}
     for name, shape, rounds in (("demo", DEMO, 10), ("large", (1, tokens, vocabulary, width), 1)):
         for share in (1.0, 0.5):
             key = f"{name}_{share:.0%}_members"

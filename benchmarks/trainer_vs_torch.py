@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import sys
@@ -27,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from machine import processor
 from torch_race.shapes import SHAPES, Shape
 from torch_race.sides import ROOT, Side, ours, torch_peer
 
@@ -165,8 +165,7 @@ def race(shape: Shape, python: str, work: Path, rounds: int, steps: int) -> Json
         "peer": best.name,
         "peers_step_s": {name: seconds and round(seconds, 4) for name, seconds in tried.items()},
         "device": mine.about["device"],
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
+        "machine": processor(),
         "python": platform.python_version(),
         "versions": mine.about["versions"] | best.about["versions"],
     }

@@ -25,7 +25,8 @@ constexpr int kWide = 2, kRegisters = 8;
 constexpr int kNarrow = 2;  // vectors in a row, for the last columns
 constexpr int kColumns = kWide * kLanes, kNarrowColumns = kNarrow * kLanes;
 constexpr int kTerms = 128;
-constexpr int kFew = 48;  // rows of A for which copying a panel does not pay; whole tiles
+constexpr int kFew = 48;  // rows of a block whose results lie in a cache; whole tiles
+constexpr int kInPlace = 72;  // rows of A for which copying a panel does not pay
 
 // A matrix in memory: element (i, j) is at[i * row + j * column].
 struct Matrix {
@@ -157,7 +158,7 @@ template <int kV, bool kByRows>
 inline void stripe(Matrix a, Matrix b, int m, int terms, Output c) {
   constexpr int kAll = kV * kLanes, kM = kRegisters / kV;
   alignas(64) float packed[kTerms * kAll];  // a vector across two lines of the cache costs twice
-  const bool in_place = b.column == 1 && c.n == kAll && m <= kFew;
+  const bool in_place = b.column == 1 && c.n == kAll && m <= kInPlace;
   if (!in_place) pack<kV>(b, terms, c.n, packed);
   const Panel panel = in_place ? Panel{b.at, b.row} : Panel{packed, kAll};
   for (int i = 0; i < m; i += kM)
