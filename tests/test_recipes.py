@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from evidence.gpu import DEBUG_TINY
 from intellect_jax.bridge import Policy, save_pretrained
 from intellect_jax.bridge.tokenizer import write_character_tokenizer
 from intellect_jax.models.config import ModelConfig
@@ -115,12 +116,7 @@ def test_more_than_a_gpu_is_refused(capsys):
 def test_the_loop_for_one_gpu_runs_on_a_cpu(tmp_path):
     done = run(
         *("--config=configs/debug_gpu.py", f"--config.run.root={tmp_path}", "--config.run.name=tiny"),
-        *("--config.trainer.platform=cpu", "--config.sampler.platform=cpu", "--config.launch.threads=1"),
-        *("--config.model.hidden_size=32", "--config.model.num_hidden_layers=2", "--config.model.n_routed_experts=8"),
-        *("--config.model.num_attention_heads=2", "--config.model.intermediate_size=32"),
-        *("--config.model.moe_intermediate_size=16", "--config.trainer.rows=4", "--config.sampler.slots=16"),
-        *("--config.orchestrator.batch_size=16", "--config.orchestrator.group_size=4", "--config.eval.prompts=4"),
-        *("--config.sft.steps=4", "--config.sft.decay_steps=0", "--config.trainer.max_steps=3"),
+        *DEBUG_TINY,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())

@@ -109,15 +109,17 @@ def run(argv: list[str], folder=None) -> None:
 
 
 def compare(words: list[str]) -> None:
-    """PyTorch may not be here, and the comparison takes minutes: tests/oracle runs it small."""
-    helped = subprocess.run([sys.executable, words[1], "--help"], capture_output=True, text=True, timeout=60)
+    """PyTorch or a GPU may not be here, and it takes minutes: tests/oracle and tests/evidence run it small."""
+    program = words[1:3] if words[1] == "-m" else words[1:2]
+    helped = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True, timeout=60)
     assert helped.returncode == 0, helped.stderr
-    assert all(word.split("=")[0] in helped.stdout for word in words[2:]), words
+    assert all(word.split("=")[0] in helped.stdout for word in words[1 + len(program) :]), words
 
 
 RUNNERS = {
     "python -m launch": launch,
     "python benchmarks/trainer_vs_torch.py": compare,
+    "python -m evidence.gpu": compare,
     "python": python,
     "make": make,
     "pip": pip,

@@ -13,7 +13,7 @@ from intellect_jax.models.config import ModelConfig
 from tests.docs.pages import ROOT
 
 RUN = "runs/debug_cpu-seed0"
-LINKED = ("configs", "envs", "benchmarks", "docs", "intellect_jax", "launch", "Makefile", "pyproject.toml")
+LINKED = ("configs", "envs", "benchmarks", "docs", "evidence", "intellect_jax", "launch", "Makefile", "pyproject.toml")
 
 
 def make(clone: Path) -> None:
