@@ -30,7 +30,7 @@ print(faults() - before)
 
 
 def faults(how: str) -> int:
-    """Pages of 4 KiB that the kernel had to find, of 1070 MiB that were used."""
+    """How often the kernel had to find memory, while 1070 MiB were used."""
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", USE, how], env=env, capture_output=True, text=True, timeout=60)
     if done.returncode == 5:
@@ -40,7 +40,7 @@ def faults(how: str) -> int:
 
 
 def test_what_is_freed_is_used_again_without_asking_the_kernel():
-    assert faults("kept") < 100 < 5_000 < faults("left alone")
+    assert faults("kept") < 0.2 * faults("left alone")
 
 
 @pytest.mark.parametrize(("platform", "kept"), [("cpu", 1), ("cuda", 0)])
