@@ -1,7 +1,7 @@
 // Log-probabilities and entropies of given tokens from hidden states and the head's kernel, and their gradients.
 //
-// Logits exist for a few tokens times kColumnsOfChunk columns on each thread. logprobs.py says what is computed
-// and whence; here every thread takes chunks of the vocabulary, whose sums are put together at the end.
+// Logits exist for a few tokens times kColumnsOfChunk columns on each thread. logprobs/chunked.py says what is
+// computed and whence; here every thread takes chunks of the vocabulary, whose sums are put together at the end.
 #pragma once
 
 #include "gemm.h"
@@ -14,34 +14,46 @@ constexpr int64_t kColumnsOfChunk = 256;
 constexpr int64_t kTokensOfPass = kFew, kTokensOfGradient = 4 * kFew;  // a cache's worth; enough to add up
 constexpr int64_t kBytesOfSums = 1 << 26;  // of all threads' gradients to hidden states
 
-// The tokens that count, one after the other.
+// The tokens that count, one after the other, and the order in which their features are added up: the few that are large
+// come last, so that nothing small is rounded to the last bit of a sum with them (head_logits in logprobs/chunked.py).
 struct Members {
-  std::vector<int64_t> which;
-  std::vector<float> hidden;  // [members, d]
-  int64_t d;
+  static constexpr int64_t kLarge = 16;
 
-  Members(const float* all_hidden, const bool* member, int64_t tokens, int64_t d) : d(d) {
+  std::vector<int64_t> which, features;
+  std::vector<float> hidden;  // [members, d], features in that order
+  int64_t d, small;           // of the features, how many are small
+
+  Members(const float* all_hidden, const bool* member, int64_t tokens, int64_t d)
+      : features(d), d(d), small(d - std::min(kLarge, d / 4)) {
     for (int64_t t = 0; t < tokens; ++t)
       if (member[t]) which.push_back(t);
-    hidden.reserve(which.size() * d);
-    for (int64_t t : which) hidden.insert(hidden.end(), all_hidden + t * d, all_hidden + (t + 1) * d);
+    std::vector<float> size(d);  // sums over members
+    for (int64_t t : which)
+      for (int64_t i = 0; i < d; ++i) size[i] += std::abs(all_hidden[t * d + i]);
+    for (int64_t i = 0; i < d; ++i) features[i] = i, size[i] = std::isnan(size[i]) ? HUGE_VALF : size[i];
+    std::stable_sort(features.begin(), features.end(), [&](int64_t a, int64_t b) { return size[a] < size[b]; });
+    std::sort(features.begin(), features.begin() + small);
+    hidden.resize(which.size() * d);
+    float* to = hidden.data();
+    for (int64_t t : which)
+      for (int64_t i : features) *to++ = all_hidden[t * d + i];
   }
 
   int64_t count() const { return which.size(); }
   Matrix rows(int64_t first) const { return {hidden.data() + first * d, d, 1}; }
 };
 
-// Columns of the kernel [d, v], copied as panels [d, kColumns] that lie one after the other.
+// Columns of the kernel [d, v], copied as panels [d, kColumns] that lie one after the other, features in their order.
 struct Chunk {
   int64_t start, width, d;
   float* panels;
 
-  Chunk(const float* kernel, int64_t d, int64_t v, int64_t number, float* memory)
-      : start(number * kColumnsOfChunk), width(std::min(kColumnsOfChunk, v - start)), d(d), panels(memory) {
+  Chunk(const float* kernel, const Members& members, int64_t v, int64_t number, float* memory)
+      : start(number * kColumnsOfChunk), width(std::min(kColumnsOfChunk, v - start)), d(members.d), panels(memory) {
     each_stretch(width, kColumns, [&](int64_t left, int64_t some) {
       for (int64_t i = 0; i < d; ++i) {
         float* row = panel(left) + i * kColumns;
-        std::copy_n(kernel + i * v + start + left, some, row);
+        std::copy_n(kernel + members.features[i] * v + start + left, some, row);
         std::fill(row + some, row + kColumns, 0.0f);
       }
     });
@@ -54,8 +66,11 @@ struct Chunk {
     each_stretch(width, kColumns, [&](int64_t left, int64_t columns) {
       const Matrix panel_of{panel(left), kColumns, 1};
       each_stretch(some, kFew, [&](int64_t top, int64_t rows) {  // so few that the panel is used where it lies
-        multiply(members.rows(first + top), panel_of, rows, columns, d, z + top * width + left, width, false,
-                 kTermsOfLogits);
+        const Matrix hidden = members.rows(first + top);
+        float* to = z + top * width + left;
+        multiply(hidden, panel_of, rows, columns, members.small, to, width, false);
+        multiply(hidden.from(0, members.small), panel_of.from(members.small, 0), rows, columns, d - members.small, to,
+                 width, true);
       });
     });
     for (int64_t i = 0; i < some; ++i) {
@@ -63,8 +78,6 @@ struct Chunk {
       for (int64_t j = 0; inverse != 1.0f && j < width; ++j) z[i * width + j] *= inverse;
     }
   }
-
-  static constexpr int kTermsOfLogits = 32;  // a few features are large, and cost what is added after them
 };
 
 // exp(z - shift) of each of n numbers z: calls with (index, z - shift, exp) for vectors, and for what is left with
@@ -122,7 +135,7 @@ inline ffi::Error logprobs(ffi::ThreadPool pool, Floats hidden, Floats kernel, I
   std::vector<Sums> sums(chunks * count);
   for (auto* out : {&logprob, &entropy, &logsumexp}) std::fill_n((*out)->typed_data(), tokens, 0.0f);
   parallel(pool, chunks, [&](int64_t number) {
-    const Chunk chunk(kernel.typed_data(), d, v, number, scratch<0>(d * kColumnsOfChunk));
+    const Chunk chunk(kernel.typed_data(), members, v, number, scratch<0>(d * kColumnsOfChunk));
     float* z = scratch<1>(kTokensOfPass * kColumnsOfChunk);
     each_stretch(count, kTokensOfPass, [&](int64_t first, int64_t some) {
       chunk.logits(members, first, some, temperature.typed_data(), z);
@@ -209,19 +222,19 @@ inline ffi::Error logprobs_gradient(ffi::ThreadPool pool, Floats hidden, Floats 
       float* memory = scratch<0>(3 * d * kColumnsOfChunk);
       float *turned = memory + d * kColumnsOfChunk, *d_columns = turned + d * kColumnsOfChunk;
       for (int64_t number = share; number < chunks; number += shares) {
-        const Chunk chunk(kernel.typed_data(), d, v, number, memory);
-        float* to = d_kernel->typed_data() + chunk.start;
+        const Chunk chunk(kernel.typed_data(), members, v, number, memory);
+        const auto to = [&](int64_t i) { return d_kernel->typed_data() + members.features[i] * v + chunk.start; };
         std::fill_n(d_columns, d * chunk.width, 0.0f);
-        for (int64_t i = 0; begin && i < d; ++i) std::copy_n(to + i * v, chunk.width, d_columns + i * chunk.width);
+        for (int64_t i = 0; begin && i < d; ++i) std::copy_n(to(i), chunk.width, d_columns + i * chunk.width);
         add_gradients(chunk, members, given, begin, length, turned, own, d_columns);
-        for (int64_t i = 0; i < d; ++i) std::copy_n(d_columns + i * chunk.width, chunk.width, to + i * v);
+        for (int64_t i = 0; i < d; ++i) std::copy_n(d_columns + i * chunk.width, chunk.width, to(i));
       }
     });
     parallel(pool, shares, [&](int64_t share) {
       for (int64_t i = length * share / shares; i < length * (share + 1) / shares; ++i) {
         float* out = d_hidden->typed_data() + members.which[begin + i] * d;
         for (int64_t from = 0; from < shares; ++from)
-          for (int64_t j = 0; j < d; ++j) out[j] += partial[(from * slab + i) * d + j];
+          for (int64_t j = 0; j < d; ++j) out[members.features[j]] += partial[(from * slab + i) * d + j];
       }
     });
   });
