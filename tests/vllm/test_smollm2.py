@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 LENGTH = 128
 BOUND = 5e-5  # of a single token
-TYPICAL = 4.5e-6  # of all, root mean square: 3.6e-6 (Xeon) and 3.9e-6 (EPYC) seen; 5.2e-6 and more where one side adds up in one sum
+TYPICAL = 4.5e-6  # of all, root mean square: 3.6e-6 to 3.9e-6 seen; 5.2e-6 and more where one side adds up in one sum
 SHIFT = 2e-6  # of their mean: 8e-6 with PyTorch's log_softmax as it is
 STEP = np.float32(1.02)  # far more than a step of training moves a matrix, and the model stays what it was
 MOVED = "model.layers.{}.mlp.down_proj.weight"  # of version n: that of layer n, so that a version is a small delta
