@@ -27,7 +27,9 @@ def test_figures_come_one_by_one_and_what_is_there_is_not_run_again(tmp_path):
     assert "--torch_python=/no/such/python: no such interpreter" in first.stdout
     found = json.loads(out.read_text())
     assert set(found) == {"experts", "attention", "memory"}
-    assert 0 < found["experts"]["found"]["least_share_of_dense_rate"] <= 1
+    experts = found["experts"]["found"]
+    ours = [row["over_dense"] for row in experts["rows"] if row["routing"] != "dense"]
+    assert len(ours) == 10 and experts["least_share_of_dense_rate"] == round(1 / max(ours), 3)
     assert found["attention"]["found"]["chunked"]["one_segment"][0]["tokens"] == 256
     for kind in ("experts", "rows"):
         one = found["memory"]["found"][kind]
