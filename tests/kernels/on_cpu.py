@@ -19,9 +19,18 @@ WAYS = ("native", "xla")
 def computing(way: str) -> Iterator[None]:
     """What is traced meanwhile is computed this way. (Not by the environment: XLA's threads read it at any time.)"""
     with mock.patch.object(library, "_wanted", lambda: way == "native"):
-        if way == "native" and not usable():
-            pytest.skip("no C++ compiler here")
+        if way == "native":
+            require_kernels()
         yield
+
+
+def require_kernels() -> None:
+    """Skips without any compiler; where there is one, kernels that it cannot compile are a failure."""
+    try:
+        library._compiler()
+    except OSError as error:
+        pytest.skip(str(error))
+    assert usable()
 
 
 def both(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from intellect_jax.kernels.native import library
+from tests.kernels.on_cpu import require_kernels
 
 ROOT = Path(__file__).parents[3]
 USE = """
@@ -28,8 +29,8 @@ def python(**environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(autouse=True)
 def needs_a_compiler(request):
-    if "without" not in request.node.name and not library.usable():
-        pytest.skip("no C++ compiler here")
+    if "without" not in request.node.name:
+        require_kernels()
 
 
 def test_processes_that_start_together_compile_once(tmp_path):

@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intellect_jax.kernels.grouped_matmul import native
-from intellect_jax.kernels.native import usable
+from tests.kernels.on_cpu import require_kernels
 
-pytestmark = pytest.mark.skipif(not usable(), reason="no C++ compiler here")
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels():
+    require_kernels()
+
 
 # Around whole vectors, panels, tiles, sums of products and tasks, and anything.
 EDGES = [1, 2, 5, 6, 7, 15, 16, 17, 31, 32, 33, 48, 49, 63, 64, 65, 96, 127, 128, 129, 192, 193, 255, 256, 257, 320]
